@@ -17,8 +17,17 @@ class Protocol:
     """Everything about the training of a run that is neither data, networks, method nor seed.
 
     Epochs count from 1. `milestones` are the epochs at which `lr` is first multiplied by (one more) `lr_decay`.
-    `tau`, `beta` and `gamma` are what a method uses where the point does not name them: loss = gamma * CE +
-    beta * tau^2 * KL. The optimiser is SGD, with weight decay on all parameters. `pad` and `flip` define the views.
+    `drop_last` leaves out an epoch's last short batch. `tau`, `beta` and `gamma` are what a method uses where the point
+    does not name them: loss = gamma * CE + beta * tau^2 * KL. `warmup_dkd` and `warmup_ctkd` are the epochs in which
+    those methods reach their full strength. The optimiser is SGD, with weight decay on all parameters.
+
+    `views` says how images are shown in training. `crop_flip`: `pad` black pixels on each side, a crop of the original
+    size, a flip; the images must be of one size, or `image_size` brings them to it. `random_resized_crop`: a part of
+    the image of 8 to 100 % of its area, scaled to `image_size`, a flip; for evaluation the shorter side is resized to
+    `eval_resize` and the centre of `image_size` is cut out.
+
+    `precision`: `float32`; `tf32`, the same with tensor cores' shorter products, where there are any; `bf16`, mixed
+    precision: forward passes in bfloat16, weights and losses in float32.
     """
 
     base: str
@@ -33,17 +42,23 @@ class Protocol:
     tau: float
     beta: float
     gamma: float
+    warmup_dkd: float
+    warmup_ctkd: float
+    views: str
     pad: int
     flip: bool
+    image_size: int | None = None
+    eval_resize: int | None = None
+    drop_last: bool = False
     precision: str = "float32"
 
     def lr_at(self, epoch: int) -> float:
         """Learning rate in an epoch, counted from 1."""
         return self.lr * self.lr_decay ** sum(milestone <= epoch for milestone in self.milestones)
 
-    def changes(self) -> list[tuple[str, Any, Any]]:
-        """(field, the base's value, this value) for each field that differs from the base."""
-        mine, base = self.identity(), PROTOCOLS[self.base].identity()
+    def changes(self, student: str | None = None) -> list[tuple[str, Any, Any]]:
+        """(field, the base's value, this value) for each field that differs from what the base has for a student."""
+        mine, base = self.identity(), resolve(self.base, student).identity()
         return [(field, base[field], value) for field, value in mine.items() if value != base[field]]
 
     def identity(self) -> dict[str, Any]:
@@ -53,42 +68,95 @@ class Protocol:
         return fields
 
 
+_CRD_240 = Protocol(
+    base="crd-240",
+    epochs=240,
+    batch_size=64,
+    lr=0.05,
+    momentum=0.9,
+    nesterov=False,
+    weight_decay=5e-4,
+    milestones=(151, 181, 211),
+    lr_decay=0.1,
+    tau=4.0,
+    beta=0.9,
+    gamma=0.1,
+    warmup_dkd=20.0,
+    warmup_ctkd=10.0,
+    views="crop_flip",
+    pad=4,
+    flip=True,
+)
+
+_IMAGENET_100 = Protocol(
+    base="imagenet-100",
+    epochs=100,
+    batch_size=512,
+    lr=0.2,
+    momentum=0.9,
+    nesterov=False,
+    weight_decay=1e-4,
+    milestones=(31, 61, 91),
+    lr_decay=0.1,
+    tau=1.0,
+    beta=0.5,
+    gamma=0.5,
+    warmup_dkd=1.0,
+    warmup_ctkd=10.0,
+    views="random_resized_crop",
+    pad=0,
+    flip=True,
+    image_size=224,
+    eval_resize=256,
+)
+
 PROTOCOLS: dict[str, Protocol] = {
-    # CRD's and the LoCa paper's CIFAR-100 protocol.
-    "crd-240": Protocol(
-        base="crd-240",
-        epochs=240,
-        batch_size=64,
-        lr=0.05,
-        momentum=0.9,
-        nesterov=False,
-        weight_decay=5e-4,
-        milestones=(151, 181, 211),
-        lr_decay=0.1,
-        tau=4.0,
-        beta=0.9,
-        gamma=0.1,
-        pad=4,
-        flip=True,
-    ),
-    # A whole study in minutes: about a thousand 8x8 images on one thread of a CPU. Digits are not flipped.
-    "digits-quick": Protocol(
-        base="digits-quick",
-        epochs=40,
-        batch_size=32,
-        lr=0.05,
-        momentum=0.9,
-        nesterov=False,
-        weight_decay=1e-3,
-        milestones=(25, 33),
-        lr_decay=0.1,
-        tau=4.0,
-        beta=0.9,
-        gamma=0.1,
-        pad=1,
-        flip=False,
-    ),
+    protocol.base: protocol
+    for protocol in (
+        # CRD's and the LoCa paper's CIFAR-100 protocol.
+        _CRD_240,
+        # The LoCa paper's and DKD's ImageNet protocol.
+        _IMAGENET_100,
+        # The same rules in as few epochs as show a difference on a CPU.
+        dataclasses.replace(
+            _CRD_240, base="cifar-quick", epochs=12, milestones=(8, 10, 12), warmup_dkd=1.0, warmup_ctkd=1.0
+        ),
+        # ImageNet's views and optimiser for small pictures (Tiny-ImageNet's 64x64) and a CPU.
+        dataclasses.replace(
+            _IMAGENET_100,
+            base="imagenet-quick",
+            epochs=10,
+            batch_size=64,
+            lr=0.05,
+            milestones=(6, 9),
+            warmup_ctkd=1.0,
+            image_size=64,
+            eval_resize=64,
+        ),
+        # A whole study in minutes: about a thousand 8x8 images on one thread of a CPU. Digits are not flipped.
+        dataclasses.replace(
+            _CRD_240,
+            base="digits-quick",
+            epochs=40,
+            batch_size=32,
+            weight_decay=1e-3,
+            milestones=(25, 33),
+            warmup_dkd=3.0,
+            warmup_ctkd=2.0,
+            pad=1,
+            flip=False,
+        ),
+    )
 }
+
+# Where a base treats a student in a way of its own (CRD: the light networks diverge at 0.05).
+_BY_STUDENT: dict[str, dict[str, dict[str, Any]]] = {
+    base: {student: {"lr": 0.01} for student in ("mobilenet_v2", "shufflenet_v1", "shufflenet_v2")}
+    for base in ("crd-240", "cifar-quick")
+}
+
+VIEWS = ("crop_flip", "random_resized_crop")
+PRECISIONS = ("float32", "tf32", "bf16")
 
 # field: (test, what would be right)
 _ALLOWED: dict[str, tuple[Callable[[Any], bool], str]] = {
@@ -106,9 +174,15 @@ _ALLOWED: dict[str, tuple[Callable[[Any], bool], str]] = {
     "tau": (lambda v: _number(v) and v > 0, "a number above 0"),
     "beta": (lambda v: _number(v) and v >= 0, "a number from 0"),
     "gamma": (lambda v: _number(v) and v >= 0, "a number from 0"),
+    "warmup_dkd": (lambda v: _number(v) and v > 0, "a number above 0"),
+    "warmup_ctkd": (lambda v: _number(v) and v > 0, "a number above 0"),
+    "views": (lambda v: v in VIEWS, f"one of {', '.join(VIEWS)}"),
     "pad": (lambda v: _integer(v) and v >= 0, "a whole number from 0"),
     "flip": (lambda v: isinstance(v, bool), "true or false"),
-    "precision": (lambda v: v == "float32", "'float32'"),
+    "image_size": (lambda v: v is None or (_integer(v) and v >= 1), "a whole number of pixels from 1, or null"),
+    "eval_resize": (lambda v: v is None or (_integer(v) and v >= 1), "a whole number of pixels from 1, or null"),
+    "drop_last": (lambda v: isinstance(v, bool), "true or false"),
+    "precision": (lambda v: v in PRECISIONS, f"one of {', '.join(PRECISIONS)}"),
 }
 
 
@@ -117,11 +191,11 @@ def names() -> list[str]:
     return sorted(PROTOCOLS)
 
 
-def resolve(base: str, **overrides: Any) -> Protocol:
-    """A protocol: the base with some fields changed.
+def resolve(base: str, student: str | None = None, **overrides: Any) -> Protocol:
+    """A protocol: the base, as it is for a student, with some fields changed.
 
-    If `epochs` is changed and `milestones` is not, the milestones move in proportion, and those that fall beyond the
-    last epoch go.
+    If `epochs` is changed and `milestones` or a warm-up is not, these move in proportion; milestones that fall on
+    the first epoch or beyond the last one go, and a warm-up lasts one epoch at least (unless the base's is shorter).
 
     Raises:
         ValueError: unknown base or field, or a value that the field cannot have; one line.
@@ -129,6 +203,8 @@ def resolve(base: str, **overrides: Any) -> Protocol:
     if base not in PROTOCOLS:
         raise ValueError(unknown("protocol", base, PROTOCOLS))
     protocol = PROTOCOLS[base]
+    if student is not None:
+        protocol = dataclasses.replace(protocol, **_BY_STUDENT.get(base, {}).get(student, {}))
     for field, value in overrides.items():
         if field not in _ALLOWED:
             raise ValueError(unknown("field of the protocol", field, _ALLOWED))
@@ -139,10 +215,18 @@ def resolve(base: str, **overrides: Any) -> Protocol:
     epochs = values.get("epochs", protocol.epochs)
     if "milestones" not in values:
         scaled = (1 + math.floor((m - 1) * epochs / protocol.epochs + 0.5) for m in protocol.milestones)
-        values["milestones"] = tuple(m for m in scaled if m <= epochs)
+        values["milestones"] = tuple(m for m in scaled if 2 <= m <= epochs)
     elif values["milestones"] and values["milestones"][-1] > epochs:
         raise ValueError(f"protocol.milestones: {values['milestones'][-1]} lies beyond the last epoch, {epochs}")
+    for warmup in ("warmup_dkd", "warmup_ctkd"):
+        if warmup not in values:
+            full = getattr(protocol, warmup)
+            values[warmup] = max(min(full, 1.0), full * epochs / protocol.epochs)
     resolved = dataclasses.replace(protocol, **values)
+    if resolved.views == "random_resized_crop" and None in (resolved.image_size, resolved.eval_resize):
+        raise ValueError("protocol.views: random_resized_crop needs image_size and eval_resize, in pixels")
+    if resolved.views == "random_resized_crop" and (resolved.eval_resize or 0) < (resolved.image_size or 0):
+        raise ValueError("protocol.eval_resize: must be image_size at least, since the centre is cut out of it")
     if resolved.nesterov and resolved.momentum == 0:
         raise ValueError("protocol.nesterov: needs a momentum above 0")
     return resolved
@@ -150,6 +234,8 @@ def resolve(base: str, **overrides: Any) -> Protocol:
 
 def _like(default: Any, value: Any) -> Any:
     """The value in the field's own type: 1 and 1.0 must not make two identities."""
+    if default is None or value is None:
+        return value
     return tuple(value) if isinstance(default, tuple) else type(default)(value)
 
 

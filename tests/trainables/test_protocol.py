@@ -50,7 +50,55 @@ def test_changes_name_each_field_that_differs_from_the_base():
         ("epochs", 240, 24),
         ("lr", 0.05, 0.01),
         ("milestones", (151, 181, 211), (16, 19, 22)),
+        ("warmup_dkd", 20.0, 2.0),
+        ("warmup_ctkd", 10.0, 1.0),
     ]
+
+
+def test_a_light_student_has_the_papers_lower_rate_which_is_no_change_of_the_protocol():
+    light = resolve("crd-240", "mobilenet_v2")
+    assert light.lr == 0.01
+    assert light.changes("mobilenet_v2") == []
+    assert resolve("crd-240", "shufflenet_v1", lr=0.02).changes("shufflenet_v1") == [("lr", 0.01, 0.02)]
+    assert resolve("crd-240", "resnet20").lr == 0.05
+
+
+def test_imagenet_100_is_the_papers_protocol():
+    imagenet = resolve("imagenet-100")
+    assert (imagenet.epochs, imagenet.batch_size, imagenet.weight_decay) == (100, 512, 1e-4)
+    assert (imagenet.tau, imagenet.beta, imagenet.gamma) == (1, 0.5, 0.5)
+    assert (imagenet.views, imagenet.image_size, imagenet.eval_resize, imagenet.flip) == (
+        "random_resized_crop",
+        224,
+        256,
+        True,
+    )
+    lrs = {epoch: imagenet.lr_at(epoch) for epoch in (1, 30, 31, 60, 61, 90, 91, 100)}
+    expected = {1: 0.2, 30: 0.2, 31: 0.02, 60: 0.02, 61: 2e-3, 90: 2e-3, 91: 2e-4, 100: 2e-4}
+    assert lrs == pytest.approx(expected)
+
+
+def test_warm_ups_scale_with_the_epochs_unless_they_are_given():
+    assert resolve("crd-240").warmup_dkd == 20
+    assert resolve("crd-240", epochs=120).warmup_dkd == 10
+    assert resolve("crd-240", epochs=6).warmup_dkd == 1
+    assert resolve("crd-240", epochs=120, warmup_dkd=5).warmup_dkd == 5
+
+
+@pytest.mark.parametrize(
+    ("fields", "says"),
+    [
+        ({"views": "cutout"}, "views"),
+        ({"views": "random_resized_crop"}, "views"),
+        ({"views": "random_resized_crop", "image_size": 64, "eval_resize": 32}, "eval_resize"),
+        ({"image_size": 0}, "image_size"),
+        ({"precision": "int4"}, "precision"),
+        ({"drop_last": 1}, "drop_last"),
+    ],
+)
+def test_views_and_precision_that_cannot_be_are_refused(fields, says):
+    with pytest.raises(ValueError, match=f"protocol.{says}"):
+        resolve("crd-240", **fields)
 
 
 def test_the_identity_is_every_field_but_the_bases_name():
