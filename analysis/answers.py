@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from analysis.frames import section, teachers_only
 from analysis.points import BASELINE, Point, number, pairs, points, resolved
 from analysis.statistics import LEVEL, finite_test_interval, pooled_sd, seeds_needed
 from analysis.tables import fixed, p_value, share, signed
@@ -40,10 +41,21 @@ def verdicts(runs: pd.DataFrame, history: pd.DataFrame, studies: Sequence[Mappin
     said = []
     for study in studies:
         found = points(runs, history, study)
+        said += teacher_sentences(study) if teachers_only(study) else []
         for answer in answers(found):
             said += [answer.sentence, answer.support]
         said += warnings(runs, history, study, found)
     return said
+
+
+def teacher_sentences(study: Mapping[str, Any]) -> list[str]:
+    """What a study without methods answers: how often each of its teachers is wrong on what it would teach."""
+    return [
+        f"{each['pair']}: the teacher {each['name']} ({fixed(each['test_top1'])} % on the test set, "
+        f"{str(each['regime']).replace('_', ' ')}) is mis-instructing on {share(each['mis_instruction_ratio'])} of "
+        f"{each['ratio_on']}."
+        for each in study["teachers"]
+    ]
 
 
 def answers(found: Sequence[Point]) -> list[Answer]:
@@ -71,7 +83,13 @@ def _answer(pair: str, found: Sequence[Point]) -> Answer:
 
 
 def _name(point: Point) -> str:
-    return f"{'LoCa' if point.method == 'loca' else point.method} at alpha {number(point.alpha)}"
+    options = ", ".join(f"{name} {value}" for name, value in point.parameters.items() if isinstance(value, str))
+    named = "LoCa" if point.method == "loca" else point.method
+    return f"{named} at alpha {number(point.alpha)}{f' ({options})' if options else ''}"
+
+
+def _baseline(point: Point) -> str:
+    return "KD" if point.baseline == BASELINE else point.baseline
 
 
 def _corrected(p: float, tried: int) -> float:
@@ -84,33 +102,35 @@ def _sentence(pair: str, best: Point, tried: int) -> str:
     if gain is None:
         return (
             f"{_name(best)} did best for {pair} with {fixed(best.last.mean)} % (n = {best.last.n}), but there is no "
-            f"one {BASELINE} to compare with, so no gain can be told."
+            f"one {best.baseline} to compare with, so no gain can be told."
         )
     if gain.n == 0:
-        return f"{_name(best)} did best for {pair}, but shares no finished seed with {BASELINE}: no gain can be told."
+        return (
+            f"{_name(best)} did best for {pair}, but shares no finished seed with {best.baseline}: no gain can be told."
+        )
     if gain.n == 1:
         return (
-            f"{_name(best)} came out {signed(gain.mean)} points against KD for {pair} with one seed: "
+            f"{_name(best)} came out {signed(gain.mean)} points against {_baseline(best)} for {pair} with one seed: "
             "one seed gives no interval, so this shows nothing yet."
         )
     if gain.low is None or gain.high is None:
         return (
-            f"{_name(best)} came out {signed(gain.mean)} points against KD for {pair} with each of {gain.n} seeds: "
-            "a difference without any spread has no interval."
+            f"{_name(best)} came out {signed(gain.mean)} points against {_baseline(best)} for {pair} with each of "
+            f"{gain.n} seeds: a difference without any spread has no interval."
         )
     half = (gain.high - gain.low) / 2
     if gain.shown and gain.mean > 0 and gain.p is not None and _corrected(gain.p, tried) >= LEVEL:
         return (
-            f"{_name(best)} came out {fixed(gain.mean)} ± {fixed(half)} points above KD for {pair}: a lead to confirm "
-            f"on fresh seeds, no more, since the best of {tried} points is above by chance too often."
+            f"{_name(best)} came out {fixed(gain.mean)} ± {fixed(half)} points above {_baseline(best)} for {pair}: a "
+            f"lead to confirm on fresh seeds, no more, since the best of {tried} points is above by chance too often."
         )
     if gain.shown and gain.mean > 0:
-        return f"{_name(best)} gained {fixed(gain.mean)} ± {fixed(half)} points over KD for {pair}."
+        return f"{_name(best)} gained {fixed(gain.mean)} ± {fixed(half)} points over {_baseline(best)} for {pair}."
     if gain.shown:
         lost = f"lost {fixed(-gain.mean)} ± {fixed(half)} points to it"
-        return f"No alpha reached KD for {pair}: the best, {_name(best)}, {lost}."
+        return f"No alpha reached {_baseline(best)} for {pair}: the best, {_name(best)}, {lost}."
     return (
-        f"No gain over KD could be shown for {pair}: the best, {_name(best)}, came out "
+        f"No gain over {_baseline(best)} could be shown for {pair}: the best, {_name(best)}, came out "
         f"{signed(gain.mean)} ± {fixed(half)} points, which includes zero."
     )
 
@@ -120,8 +140,8 @@ def _support(best: Point, swept: Sequence[Point], found: Sequence[Point], least:
     gain = best.difference
     if gain is not None and gain.p is not None:
         parts.append(
-            f"paired with KD by seed (n = {gain.n}), the 95 % interval is {signed(gain.low)} to {signed(gain.high)} "
-            f"points and p = {p_value(gain.p)}".replace("p = <", "p <")
+            f"paired with {_baseline(best)} by seed (n = {gain.n}), the 95 % interval is {signed(gain.low)} to "
+            f"{signed(gain.high)} points and p = {p_value(gain.p)}".replace("p = <", "p <")
         )
         if len(swept) > 1:
             corrected = f"p = {p_value(_corrected(gain.p, len(swept)))}".replace("p = <", "p <")
@@ -162,9 +182,11 @@ def warnings(runs: pd.DataFrame, history: pd.DataFrame, study: Mapping[str, Any]
     said += _unfinished(mine)
     several = len(pairs(found)) > 1
     for pair in pairs(found):
-        of_pair = _of_pair([each for each in found if each.pair == pair], study)
+        of_pair = _of_pair([each for each in found if each.pair == pair], section(study, pair))
         said += [f"{pair}: {each}" if several else each[0].upper() + each[1:] for each in of_pair]
-    said += _fell(found, study) + _unstable(epochs[epochs["state"] != "RUNNING"])
+    for pair in pairs(found):
+        said += _fell([each for each in found if each.pair == pair], section(study, pair))
+    said += _unstable(epochs[epochs["state"] != "RUNNING"])
     said += _chosen_on(study, found)
     hashes = {each.protocol_hash for each in found}
     if len(hashes) > 1:

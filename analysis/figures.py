@@ -425,7 +425,9 @@ def learning_curves(found: Sequence[Point], history: pd.DataFrame, name: str) ->
             axes.fill_between(curve["epoch"], curve["low"], curve["high"], color=colour, alpha=0.18, linewidth=0)
             axes.plot(curve["epoch"], curve["mean"], color=colour, linewidth=1.3)
             _mark_last_and_best(axes, each, mine, measure, colour)
-            words = [f"{SYMBOLS.get(key, key)} {each.parameters[key]:.3g}" for key in apart if key in each.parameters]
+            words = [
+                f"{SYMBOLS.get(key, key)} {number(each.parameters[key])}" for key in apart if key in each.parameters
+            ]
             axes.set_title(each.label, loc="left", fontweight="bold", fontsize=8.5, pad=15 if apart else 5)
             axes.text(0, 1.03, ", ".join(words), transform=axes.transAxes, fontsize=7, color=MUTED)
         for axes in list(grid.flat)[len(shown) :]:
@@ -541,6 +543,41 @@ def mis_instruction(
         f"{pair} {100 * mine.loc[mine['pair'] == pair, 'mis_instruction_ratio'].mean():.1f} %" for pair in names
     )
     return _render(name, caption, f"Mis-instruction ratio: {worst}.", (7.6, max(2.3, 1.5 + 0.5 * len(names))), draw)
+
+
+def teacher_ratios(teachers: Sequence[Mapping[str, Any]], name: str) -> Drawing | None:
+    """Each teacher's mis-instruction ratio as measured (the paper's Figure 2), highest first; None without teachers.
+
+    Args:
+        teachers: `study.json`'s records, with pair, model, regime and the recorded ratio.
+        name: file name without ending.
+    """
+    shown = sorted(teachers, key=lambda each: -each["mis_instruction_ratio"])
+    if not shown:
+        return None
+    recorded = {each["pair"]: each for each in shown}
+    percent = [100 * each["mis_instruction_ratio"] for each in shown]
+
+    def draw(figure: Figure) -> None:
+        axes = figure.add_subplot()
+        axes.barh(range(len(shown)), percent, color=LOCA, height=0.55)
+        for row, (each, value) in enumerate(zip(shown, percent, strict=True)):
+            text = f" {value:.2f} %, top-1 {each['test_top1']:.1f} %"
+            axes.text(value, row, text, va="center", fontsize=8, color=INK)
+        labels = [f"{each['pair'].partition('/')[0]}: {_teacher_label(each['pair'], recorded)}" for each in shown]
+        axes.set_yticks(range(len(shown)), labels)
+        axes.set_ylim(len(shown) - 0.4, -0.6)
+        axes.set_xlim(0, max(1.35 * max(percent), 1.0))
+        axes.tick_params(left=False)
+        axes.grid(axis="y", visible=False)
+        axes.set_xlabel("mis-instructed views (%)")
+
+    caption = (
+        "Share of the students' training views on which each teacher's largest other probability is at least the "
+        "label's, beside its accuracy on the test set."
+    )
+    worst = ", ".join(f"{each['model']} {value:.1f} %" for each, value in zip(shown, percent, strict=True))
+    return _render(name, caption, f"Mis-instruction ratios: {worst}.", (7.6, 1.2 + 0.5 * len(shown)), draw)
 
 
 def _teacher_label(pair: str, recorded: Mapping[str, Mapping[str, Any]]) -> str:

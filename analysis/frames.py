@@ -11,7 +11,7 @@ import json
 import math
 import os
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -189,7 +189,14 @@ def _identity(study: str, run: Any) -> dict[str, Any]:
     row["seed"] = int(params["seed"])
     row |= {name: _number(params.get(name)) for name in PARAMETERS}
     row |= {name.removeprefix("hp."): value for name, value in metrics.items() if name.startswith("hp.")}
-    return row
+    return row | _options(run)
+
+
+def _options(run: Any) -> dict[str, str]:
+    """The named choices of a run's method that are not the default: params that are no number and nothing else."""
+    known = {*_PARAMS, *PARAMETERS, "seed"}
+    params, metrics = run.data.params, run.data.metrics
+    return {name: value for name, value in params.items() if name not in known and f"hp.{name}" not in metrics}
 
 
 def load_runs(tracking_uri: str, studies: str | Sequence[str]) -> pd.DataFrame:
@@ -200,9 +207,9 @@ def load_runs(tracking_uri: str, studies: str | Sequence[str]) -> pd.DataFrame:
         studies: one study's name, or several.
 
     Returns:
-        Text columns (an empty text where nothing is known), `seed` int64, `screening` and `taken_over` bool,
-        `started` (UTC), and float64 columns: `alpha`, `tau`, `beta`, `gamma`, any parameter of a method's own, the
-        final results in percent, `mis_instruction_ratio` and `capped_ratio` of the last epoch, `device_seconds`;
+        Text columns (an empty text where nothing is known; a method's named choices among them), `seed` int64,
+        `screening` and `taken_over` bool, `started` (UTC), and float64 columns: `alpha`, `tau`, `beta`, `gamma`, any
+        parameter of a method's own, the final results in percent, `mis_instruction_ratio` and `capped_ratio` of the last epoch, `device_seconds`;
         nan where a run has no such number. Rows are in order of study, pair, method, parameters and seed.
 
     Raises:
@@ -210,21 +217,26 @@ def load_runs(tracking_uri: str, studies: str | Sequence[str]) -> pd.DataFrame:
     """
     rows = []
     numbers = (*RESULTS, "mis_instruction_ratio", "capped_ratio")
+    options: set[str] = set()
     with _tracking(tracking_uri) as client:
         for study in _names(studies):
             for run in _kind(client, study, "run"):
                 row = _identity(study, run)
                 row["started"] = run.info.start_time
+                options |= _options(run).keys()
                 row |= {name: run.data.metrics.get(name, math.nan) for name in numbers}
                 rows.append(row)
-    extra = sorted({name for row in rows for name in row} - {*TEXT, *FLAGS, *PARAMETERS, *numbers, "seed", "started"})
-    columns = [*TEXT, "seed", *FLAGS, "started", *PARAMETERS, *extra, *numbers]
+    known = {*TEXT, *FLAGS, *PARAMETERS, *numbers, *options, "seed", "started"}
+    extra = sorted({name for row in rows for name in row} - known)
+    chosen = sorted(options)
+    columns = [*TEXT, "seed", *FLAGS, "started", *PARAMETERS, *extra, *chosen, *numbers]
     frame = pd.DataFrame(rows, columns=columns)
-    types: dict[str, Any] = dict.fromkeys(TEXT, "string") | dict.fromkeys(FLAGS, "bool") | {"seed": "int64"}
+    frame[chosen] = frame[chosen].fillna("")
+    types: dict[str, Any] = dict.fromkeys([*TEXT, *chosen], "string") | dict.fromkeys(FLAGS, "bool") | {"seed": "int64"}
     types |= dict.fromkeys([*PARAMETERS, *extra, *numbers], "float64")
     frame = frame.astype(types)
     frame["started"] = pd.to_datetime(frame["started"], unit="ms", utc=True)
-    order = ["study", "pair", "method", *PARAMETERS, *extra, "stage", "seed", "run_id"]
+    order = ["study", "pair", "method", *PARAMETERS, *extra, *chosen, "stage", "seed", "run_id"]
     return frame.sort_values(order, kind="stable", na_position="first", ignore_index=True)
 
 
@@ -279,6 +291,16 @@ def load_history(tracking_uri: str, studies: str | Sequence[str]) -> pd.DataFram
     return frame.sort_values(order, kind="stable", na_position="first", ignore_index=True)
 
 
+def teachers_only(study: Mapping[str, Any]) -> bool:
+    """Whether a study measures its teachers and trains nobody: it was asked without methods."""
+    return not (study.get("spec") or {}).get("methods", True)
+
+
+def section(study: Mapping[str, Any], pair: str) -> dict[str, Any]:
+    """A study's record as it is for one pair: its own protocol, data and cuts, where the record tells them apart."""
+    return {**study, **study.get("pairs", {}).get(pair, {})}
+
+
 def load_studies(tracking_uri: str, studies: str | Sequence[str]) -> list[dict[str, Any]]:
     """What each study was: its `study.json` (question, protocol, cuts, data, teachers, versions, counts), in order.
 
@@ -301,14 +323,15 @@ def load_studies(tracking_uri: str, studies: str | Sequence[str]) -> list[dict[s
     return found
 
 
-def finished(runs: pd.DataFrame, studies: Iterable[str]) -> None:
-    """Refuse studies that have nothing to report.
+def finished(runs: pd.DataFrame, studies: Iterable[Mapping[str, Any]]) -> None:
+    """Refuse studies that have nothing to report. One without methods reports its teachers.
 
     Raises:
         ReportError: a study without one finished run, with what its runs are instead.
     """
-    for study in studies:
+    for record in studies:
+        study = record["study"]
         states = runs.loc[runs["study"] == study, "state"]
-        if not (states == "DONE").any():
+        if not (states == "DONE").any() and not (teachers_only(record) and record["teachers"]):
             counts = ", ".join(f"{n} {state}" for state, n in sorted(states.value_counts().items())) or "none at all"
             raise ReportError(f"study {study!r} has no finished runs (runs: {counts}); `kdstudy run` goes on with it")

@@ -16,9 +16,9 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from analysis import figures, tables
-from analysis.answers import Answer, answers, warnings
+from analysis.answers import Answer, answers, teacher_sentences, warnings
 from analysis.figures import Drawing
-from analysis.frames import ReportError, finished, load_history, load_runs, load_studies
+from analysis.frames import ReportError, finished, load_history, load_runs, load_studies, section, teachers_only
 from analysis.papers import not_comparable, published_curve
 from analysis.points import Point, pairs, points, result_stage
 from analysis.statistics import Difference
@@ -63,10 +63,12 @@ class StudyPart:
     """One study's part of a report."""
 
     study: Mapping[str, Any]
+    said: Sequence[str]  # the answer of a study without methods, which has no pairs' parts
     pairs: Sequence[PairPart]
     warnings: Sequence[str]
     mis_instruction: Drawing | None
     search_histories: Sequence[Drawing]
+    gains: Table | None
     search_table: Table | None
     lost: Table | None
     teachers: Table | None
@@ -80,7 +82,7 @@ class StudyPart:
     @property
     def tables(self) -> list[Table]:
         """Every table."""
-        found = [*(pair.ablation for pair in self.pairs), self.search_table, self.lost, self.teachers]
+        found = [self.gains, *(pair.ablation for pair in self.pairs), self.search_table, self.lost, self.teachers]
         return [each for each in found if each is not None]
 
     @property
@@ -110,7 +112,7 @@ def report(tracking_uri: str, studies: str | Sequence[str], out_dir: Path | str)
     """
     records = load_studies(tracking_uri, studies)
     runs = load_runs(tracking_uri, studies)
-    finished(runs, [record["study"] for record in records])
+    finished(runs, records)
     return write_report(runs, load_history(tracking_uri, studies), records, out_dir)
 
 
@@ -124,7 +126,7 @@ def write_report(
     """
     out = Path(out_dir)
     _check(out)
-    finished(runs, [record["study"] for record in studies])
+    finished(runs, studies)
     parts = build(runs, history, studies)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -176,11 +178,15 @@ def _study_part(
     for pair, answer in zip(pairs(found), answers(found), strict=True):
         own = [each for each in found if each.pair == pair]
         parts.append(_pair_part(own, result, study, answer, names, prefix, pair if len(pairs(found)) > 1 else ""))
+    measured = names(prefix, "mis-instruction")
     return StudyPart(
         study=study,
+        said=teacher_sentences(study) if teachers_only(study) else [],
         pairs=parts,
         warnings=warnings(runs, history, study, found),
-        mis_instruction=figures.mis_instruction(found, result, study["teachers"], names(prefix, "mis-instruction")),
+        mis_instruction=figures.teacher_ratios(study["teachers"], measured)
+        if teachers_only(study)
+        else figures.mis_instruction(found, result, study["teachers"], measured),
         search_histories=[
             drawing
             for pair in searched
@@ -190,6 +196,7 @@ def _study_part(
                 )
             )
         ],
+        gains=tables.gains(found, names(prefix, "gains")),
         search_table=tables.search_table(tried, names(prefix, "search"), part) if searched else None,
         lost=tables.lost_runs(mine, names(prefix, "runs-without-result")),
         teachers=tables.teachers(study, names(prefix, "teachers")),
@@ -206,6 +213,7 @@ def _pair_part(
     suffix: str,
 ) -> PairPart:
     first = own[0]
+    study = section(study, first.pair)
     curve = published_curve(first.dataset, first.teacher, first.student)
     reasons = not_comparable(study, first.dataset)
     printed = ""

@@ -11,6 +11,8 @@ from typing import Any
 import pandas as pd
 
 PAPER_PROTOCOLS = {"cifar100": "crd-240", "imagenet": "imagenet-100"}
+# Names of networks here that the papers' tables write without their data set.
+_PREFIX = "imagenet_"
 _COLUMNS = ["source", "table", "dataset", "teacher", "student", "method", "alpha", "metric", "value", "trials", "epoch"]
 
 
@@ -64,6 +66,10 @@ def not_comparable(study: Mapping[str, Any], dataset: str) -> list[str]:
     if study.get("mode") == "search" and study.get("selection") == "validation":
         # The final stage trains on the whole training set again.
         data["train_images"] += data["validation_images"]
+    if data.get("label_noise"):
+        reasons.append(f"{data['label_noise']:.0%} of the training labels are wrong on purpose")
+    if data.get("classes_of"):
+        reasons.append(f"{data.get('num_classes')} of {data['classes_of']} classes")
     for part, whole, what in (
         ("train_images", "full_train_images", "training"),
         ("test_images", "full_test_images", "test"),
@@ -80,8 +86,8 @@ def published(
     frame = load_published()
     match = (
         (frame["dataset"] == dataset)
-        & (frame["teacher"] == teacher)
-        & (frame["student"] == student)
+        & (frame["teacher"] == teacher.removeprefix(_PREFIX))
+        & (frame["student"] == student.removeprefix(_PREFIX))
         & (frame["method"] == method)
         & (frame["metric"] == metric)
     )
@@ -94,7 +100,8 @@ def published(
 def published_curve(dataset: str, teacher: str, student: str) -> list[tuple[float, Published]]:
     """LoCa's published (alpha, top-1) points of a pair, by alpha."""
     frame = load_published()
-    match = (frame["dataset"] == dataset) & (frame["teacher"] == teacher) & (frame["student"] == student)
+    names = teacher.removeprefix(_PREFIX), student.removeprefix(_PREFIX)
+    match = (frame["dataset"] == dataset) & (frame["teacher"] == names[0]) & (frame["student"] == names[1])
     rows = frame[match & (frame["method"] == "loca") & (frame["metric"] == "top1")].sort_values("alpha", kind="stable")
     return [(float(row["alpha"]), Published(float(row["value"]), _where(row))) for row in rows.to_dict("records")]
 

@@ -13,7 +13,25 @@ from analysis.statistics import Difference, Estimate, estimate, paired_differenc
 
 BASELINE = "kd"
 SYMBOLS = {"alpha": "α", "tau": "τ", "beta": "β", "gamma": "γ"}
-BASELINE_ORDER = ("ce", "kd", "kd_drop", "kd_swap", "kd_one_hot")
+# What a method is held against: what it would be without its calibration.
+_BASELINES = {"loca_dkd": "dkd", "loca_ls": "kd_ls", "loca_dkd_ls": "dkd_ls"}
+BASELINE_ORDER = (
+    "ce",
+    "label_smoothing",
+    "tf_kd",
+    "kd",
+    "kd_drop",
+    "kd_swap",
+    "kd_one_hot",
+    "dkd",
+    "nkd",
+    "ctkd",
+    "mlkd",
+    "kd_ls",
+    "dkd_ls",
+    "ctkd_ls",
+    "mlkd_ls",
+)
 _NOT_PARAMETERS = {*TEXT, *FLAGS, *RESULTS, "seed", "started", "mis_instruction_ratio", "capped_ratio"}
 
 
@@ -22,7 +40,8 @@ class Point:
     """One setting of one pair and method, and what its seeds gave.
 
     `last` and `best` are top-1 in percent on the test set, of the last epoch and of the best test epoch. `difference`
-    is to KD, paired by seed, None where there is no KD to compare with. Ratios are means over epochs and seeds, nan
+    is to `baseline` (KD, or what the method would be without its calibration), paired by seed, None where there is none
+    to compare with. Ratios are means over epochs and seeds, nan
     without a teacher. `asked` counts every run that the point was given, `failed` and `pruned` among them.
     """
 
@@ -32,7 +51,7 @@ class Point:
     teacher: str
     student: str
     method: str
-    parameters: Mapping[str, float]
+    parameters: Mapping[str, float | str]
     protocol_hash: str
     asked: int
     failed: int
@@ -46,20 +65,25 @@ class Point:
     difference: Difference | None
     mis_instruction_ratio: float
     capped_ratio: float
+    baseline: str = BASELINE
 
     @property
     def alpha(self) -> float:
         """LoCa's alpha, nan for methods without one."""
-        return self.parameters.get("alpha", math.nan)
+        return float(self.parameters.get("alpha", math.nan))
 
     @property
     def label(self) -> str:
-        """Method and alpha, as figures and sentences name the point."""
-        return self.method if math.isnan(self.alpha) else f"{self.method} α {number(self.alpha)}"
+        """Method, alpha and named choices, as figures and sentences name the point."""
+        words = [] if math.isnan(self.alpha) else [f"α {number(self.alpha)}"]
+        words += [f"{name} {value}" for name, value in self.parameters.items() if isinstance(value, str)]
+        return " ".join([self.method, ", ".join(words)]).strip()
 
 
-def number(value: float) -> str:
+def number(value: float | str) -> str:
     """A parameter as readers see it, in four digits (0.95, 4, 1.047); only 1 itself reads as 1, the tie."""
+    if isinstance(value, str):
+        return value
     text = f"{value:.4g}"
     return f"{value:.6g}" if text == "1" else text
 
@@ -81,6 +105,8 @@ def points(runs: pd.DataFrame, history: pd.DataFrame, study: Mapping[str, Any]) 
     never averaged together.
     """
     mine = runs[(runs["study"] == study["study"]) & (runs["stage"] == result_stage(study)) & ~runs["screening"]]
+    if mine.empty:
+        return []
     ratios = _ratios(history[(history["study"] == study["study"]) & (history["stage"] == result_stage(study))])
     # Runs of `ce` have no teacher, their pair has.
     mine = mine.assign(teacher=mine["teacher"].mask(mine["teacher"] == "").groupby(mine["pair"]).transform("first"))
@@ -88,7 +114,7 @@ def points(runs: pd.DataFrame, history: pd.DataFrame, study: Mapping[str, Any]) 
     names = [*PARAMETERS, *sorted(set(runs.columns) - _NOT_PARAMETERS - set(PARAMETERS))]
     keys = ["pair", "method", *names, "protocol_hash"]
     found = [_point(group, names, ratios) for _, group in mine.groupby(keys, dropna=False, sort=False)]
-    found = [replace(each, difference=_to_baseline(each, found)) for each in found]
+    found = [_held_against(each, found) for each in found]
     return sorted(found, key=_order)
 
 
@@ -106,7 +132,7 @@ def varying(found: Sequence[Point]) -> list[str]:
 
 def resolved(found: Sequence[Point]) -> float | None:
     """The smallest gain over KD that the seeds of these points resolve, from the pooled SD of paired differences."""
-    differences = [each.difference for each in found if each.difference is not None and each.method != BASELINE]
+    differences = [each.difference for each in found if each.difference is not None]
     sd = pooled_sd(differences)
     if not sd:
         return None
@@ -130,7 +156,7 @@ def _point(group: pd.DataFrame, names: Sequence[str], ratios: pd.DataFrame) -> P
         teacher=first["teacher"],
         student=first["student"],
         method=first["method"],
-        parameters={name: float(first[name]) for name in names if not math.isnan(first[name])},
+        parameters={name: first[name] for name in names if not pd.isna(first[name]) and first[name] != ""},
         protocol_hash=first["protocol_hash"],
         asked=len(group),
         failed=int((group["state"] == "FAILED").sum()),
@@ -151,14 +177,23 @@ def _by_seed(done: pd.DataFrame, column: str) -> dict[int, float]:
     return {int(seed): float(value) for seed, value in zip(done["seed"], done[column], strict=True)}
 
 
-def _to_baseline(point: Point, found: Sequence[Point]) -> Difference | None:
-    """Difference to KD with the point's own tau, beta and gamma, or to the best KD where there is none of these."""
-    if point.method == BASELINE:
+def _held_against(point: Point, found: Sequence[Point]) -> Point:
+    """The point with its difference to its baseline, or to KD where the study has no such baseline."""
+    for baseline in dict.fromkeys((_BASELINES.get(point.method, BASELINE), BASELINE)):
+        difference = _difference(point, baseline, found)
+        if difference is not None:
+            return replace(point, baseline=baseline, difference=difference)
+    return point
+
+
+def _difference(point: Point, baseline: str, found: Sequence[Point]) -> Difference | None:
+    """To the baseline with the point's own parameters, or to the best one where there is none of these."""
+    if point.method == baseline:
         return None
     candidates = [
         each
         for each in found
-        if each.method == BASELINE and each.pair == point.pair and each.protocol_hash == point.protocol_hash
+        if each.method == baseline and each.pair == point.pair and each.protocol_hash == point.protocol_hash
     ]
     same = [
         each

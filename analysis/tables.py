@@ -14,11 +14,12 @@ import pandas as pd
 
 from analysis.frames import PARAMETERS
 from analysis.papers import not_comparable, published
-from analysis.points import BASELINE, SYMBOLS, Point, number, result_stage, varying
+from analysis.points import BASELINE, SYMBOLS, Point, number, pairs, result_stage, varying
 from analysis.statistics import Estimate
 
 NOTHING = "–"
 MINUS = "−"
+MAX_GAINS = 6  # columns of the table of gains: more do not fit a page
 PARTS = {"val": "validation", "test": "test"}
 
 
@@ -193,6 +194,8 @@ def ablation(found: Sequence[Point], study: Mapping[str, Any], name: str) -> Tab
 
     The published number stands beside a row only where the protocol is the paper's, uncut.
     """
+    baselines = list(dict.fromkeys(row.baseline for row in found if row.difference is not None)) or [BASELINE]
+    against = baselines[0] if len(baselines) == 1 else "baseline"
     columns = [
         _one("method", "method", lambda row: row.method, lambda row: row.method, numeric=False),
         _one("alpha", "α", lambda row: NOTHING if math.isnan(row.alpha) else number(row.alpha), lambda row: row.alpha),
@@ -200,16 +203,16 @@ def ablation(found: Sequence[Point], study: Mapping[str, Any], name: str) -> Tab
         Column("n", _n, {"n": lambda row: row.last.n, **_fields("asked", "failed", "pruned", "taken_over")}),
         Column("last epoch, %", lambda row: mean_sd(row.last), _around("last", lambda row: row.last)),
         Column("best epoch, %", lambda row: mean_sd(row.best), _around("best", lambda row: row.best)),
-        Column(f"Δ to {BASELINE} (95 % interval)", _gain, _around("difference", lambda row: row.difference)),
+        Column(f"Δ to {against} (95 % interval)", _gain, _around("difference", lambda row: row.difference)),
         Column("p", lambda row: p_value(getattr(row.difference, "p", None)), _gain_fields("n", "p")),
         Column("mis-instructed", lambda row: share(row.mis_instruction_ratio), _fields("mis_instruction_ratio")),
         Column("capped", lambda row: share(row.capped_ratio), _fields("capped_ratio")),
     ]
     notes = [
-        f"Top-1 on the test set, mean ± SD over n seeds. Δ is to {BASELINE} (of the same τ, β, γ where there is one, "
-        "else the best), last epoch, paired by seed (only seeds that both have); its interval and p are Student's t, "
-        "not corrected for the number of rows. Where one seed is left, or every seed gave the same difference, there "
-        "is no interval. The best epoch is chosen by test accuracy and reads higher for that.",
+        f"Top-1 on the test set, mean ± SD over n seeds. Δ is to {', '.join(baselines)} (of the same parameters where "
+        "there is one, else the best), last epoch, paired by seed (only seeds that both have); its interval and p are "
+        "Student's t, not corrected for the number of rows. Where one seed is left, or every seed gave the same "
+        "difference, there is no interval. The best epoch is chosen by test accuracy and reads higher for that.",
         "Ratios are shares of all training views: mis-instructed ones, and ones that left the simplex and were capped.",
     ]
     reasons = not_comparable(study, found[0].dataset)
@@ -224,6 +227,42 @@ def ablation(found: Sequence[Point], study: Mapping[str, Any], name: str) -> Tab
     return Table(
         name, f"{result_title(study)} of {found[0].pair}", columns, found, notes, lambda row: row.last.mean == best
     )
+
+
+def gains(found: Sequence[Point], name: str) -> Table | None:
+    """One row a pair: how often its teacher is wrong, and what each calibrated point gained there.
+
+    None where there is one pair, or no calibrated point; the points that most pairs have come first, six at most.
+    """
+    names = pairs(found)
+    labels = [each.label for each in found if not math.isnan(each.alpha) and each.difference is not None]
+    common = sorted(dict.fromkeys(labels), key=lambda label: -labels.count(label))[:MAX_GAINS]
+    if len(names) < 2 or not common:
+        return None
+    rows = []
+    for pair in names:
+        own = [each for each in found if each.pair == pair]
+        ratios = [each.mis_instruction_ratio for each in own if not math.isnan(each.mis_instruction_ratio)]
+        ratio = sum(ratios) / len(ratios) if ratios else math.nan
+        rows.append({"pair": pair, "ratio": ratio, "points": {each.label: each for each in own}})
+
+    def of(label: str) -> Column:
+        def difference(row: Any) -> Any:
+            return getattr(row["points"].get(label), "difference", None)
+
+        def shown(row: Any) -> str:
+            return _gain(row["points"][label]) if label in row["points"] else NOTHING
+
+        return Column(f"Δ {label}", shown, _around(f"difference {label}", difference))
+
+    columns = [
+        _text("pair", "pair"),
+        _one("mis_instruction_ratio", "mis-instructed", lambda row: share(row["ratio"]), itemgetter("ratio")),
+        *map(of, common),
+    ]
+    against = ", ".join(dict.fromkeys(each.baseline for each in found if each.label in common))
+    notes = [f"Δ is to {against}, last epoch, in points, paired by seed, with its 95 % interval."]
+    return Table(name, "Gain by pair", columns, rows, notes)
 
 
 def result_title(study: Mapping[str, Any]) -> str:

@@ -18,11 +18,12 @@ def path(name: str) -> Path | None:
 
 
 def question(name: str) -> str:
-    """The question that a shipped study answers: the comment at the head of its file, as one line."""
+    """The question that a shipped study answers, as one line: the comment at the head of its file to the last "?"."""
     lines = (STUDIES / f"{name}.yaml").read_text(encoding="utf-8").splitlines()
     comment = []
     for line in lines:
         if not line.startswith("#"):
             break
         comment.append(line.lstrip("# ").rstrip())
-    return " ".join(comment)
+    text = " ".join(comment)
+    return text[: text.rfind("?") + 1] or text

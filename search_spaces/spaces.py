@@ -1,6 +1,6 @@
 """Typed search spaces: what a spec writes for a method's parameters, and the points that it stands for.
 
-A parameter is a value, a list or a range:
+A number is a value, a list or a range; an option (a named choice of a method) is a value or a list:
 
     alpha: 0.95
     alpha: [0.9, 0.95, 1.0]
@@ -8,15 +8,16 @@ A parameter is a value, a list or a range:
     alpha: {margin: [0.001, 0.2], log: true}      the range of 1 - alpha, LoCa's natural scale
     tau:   {range: [1, 8], log: true}
     share: {range: [0.5, 1.0]}                    beta = share, gamma = 1 - share
+    apply_to: [wrong, right, all]
 """
 
 from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 from trainables import objectives
 
@@ -25,26 +26,19 @@ SHARE = objectives.Parameter(
 )
 
 
-class Defaults(Protocol):
-    """What a protocol gives to parameters that a spec does not name."""
-
-    @property
-    def tau(self) -> float: ...
-    @property
-    def beta(self) -> float: ...
-    @property
-    def gamma(self) -> float: ...
+Value = float | str | bool
+"""What a parameter can be: a number, or one of an option's choices."""
 
 
 @dataclass(frozen=True)
 class Choices:
     """One value or several: enumerated."""
 
-    values: tuple[float, ...]
+    values: tuple[Value, ...]
 
     def __str__(self) -> str:
-        shown = [f"{value:.12g}" for value in self.values]
-        return shown[0] if len(shown) == 1 else f"[{', '.join(shown)}]"
+        values = [written(value) for value in self.values]
+        return values[0] if len(values) == 1 else f"[{', '.join(values)}]"
 
 
 @dataclass(frozen=True)
@@ -84,24 +78,80 @@ class MethodSpace:
         """Whether a sampler is needed: some axis is a range."""
         return any(isinstance(axis, Range) for _, axis in self.axes)
 
-    def grid(self) -> Iterator[dict[str, float]]:
+    def grid(self) -> Iterator[dict[str, Value]]:
         """Every combination of the listed values, in the order of the spec. Only for spaces without ranges."""
         names = [name for name, _ in self.axes]
         lists = [axis.values for _, axis in self.axes if isinstance(axis, Choices)]
         for combination in itertools.product(*lists):
             yield dict(zip(names, combination, strict=True))
 
-    def resolve(self, values: Mapping[str, float], defaults: Defaults) -> dict[str, float]:
-        """All parameters of the method: the given values, then the method's own defaults, then the protocol's."""
+    def resolve(self, values: Mapping[str, Value], *defaults: Any) -> dict[str, Value]:
+        """A point's parameters: the given values, then the method's own defaults, then those of `defaults`.
+
+        Every number of the method is in it. An option is in it only where it is not the method's default, so that a
+        method that gets a further option keeps its points.
+
+        Args:
+            values: of this space's axes.
+            defaults: what gives the numbers that have no default of their own; mappings or objects, the first that has
+                a name wins (a pair's own values, then the protocol).
+        """
         given = dict(values)
         if "share" in given:
-            share = given.pop("share")
+            share = float(given.pop("share"))
             given |= {"beta": share, "gamma": round(1.0 - share, 12)}
-        resolved = {}
-        for parameter in objectives.get(self.method).parameters:
-            value = given.get(parameter.name, parameter.default)
-            resolved[parameter.name] = float(getattr(defaults, parameter.name) if value is None else value)
+        method = objectives.get(self.method)
+        resolved: dict[str, Value] = {}
+        for parameter in method.parameters:
+            value = given.get(parameter.name)
+            if value is None:
+                value = _default(parameter, defaults)
+            resolved[parameter.name] = float(value)
+        for option in method.options:
+            if given.get(option.name, option.choices[0]) != option.choices[0]:
+                resolved[option.name] = given[option.name]
         return resolved
+
+    def point_of(self, parameters: Mapping[str, Value]) -> dict[str, Value] | None:
+        """The values on this space's axes that stand for a point's parameters; None where they lie outside of it."""
+        options = {option.name: option.choices[0] for option in objectives.get(self.method).options}
+        values: dict[str, Value] = {}
+        for name, axis in self.axes:
+            if name == "share":
+                beta, gamma = parameters.get("beta"), parameters.get("gamma")
+                if beta is None or gamma is None or abs(float(beta) + float(gamma) - 1) > 1e-9:
+                    return None
+                value: Value | None = beta
+            else:
+                value = parameters.get(name, options.get(name))
+            if value is None or not _on(axis, value):
+                return None
+            values[name] = value
+        return values
+
+
+def written(value: Value) -> str:
+    """A parameter's value as one reads and writes it: 0.95, wrong, true."""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    return value if isinstance(value, str) else f"{value:.12g}"
+
+
+def _default(parameter: objectives.Parameter, defaults: tuple[Any, ...]) -> float:
+    for source in defaults:
+        value = source.get(parameter.name) if isinstance(source, Mapping) else None
+        if value is not None:
+            return float(value)
+    if parameter.default is not None:
+        return parameter.default
+    return float(next(getattr(source, parameter.name) for source in defaults if hasattr(source, parameter.name)))
+
+
+def _on(axis: Axis, value: Value) -> bool:
+    if isinstance(axis, Choices):
+        return value in axis.values
+    low, high = axis.ends
+    return isinstance(value, float) and low <= value <= high
 
 
 def parse_method(method: str, raw: Mapping[str, Any] | None) -> MethodSpace:
@@ -110,16 +160,19 @@ def parse_method(method: str, raw: Mapping[str, Any] | None) -> MethodSpace:
     Raises:
         ValueError: unknown method or parameter, or a value outside what the method allows; one line.
     """
-    known = {parameter.name: parameter for parameter in objectives.get(method).parameters}
+    entry = objectives.get(method)
+    options = {option.name: option for option in entry.options}
+    known = {parameter.name: parameter for parameter in entry.parameters}
     if {"beta", "gamma"} <= known.keys():
         known["share"] = SHARE
     axes = []
     for name, value in (raw or {}).items():
-        if name not in known:
-            allowed = ", ".join(known) or "none"
+        if name not in known and name not in options:
+            allowed = ", ".join([*known, *options]) or "none"
             raise ValueError(f"{name}: method {method} has no such parameter; it has: {allowed}")
         try:
-            axes.append((name, _parse_axis(known[name], value)))
+            parsed = _parse_option(options[name], value) if name in options else _parse_axis(known[name], value)
+            axes.append((name, parsed))
         except ValueError as error:
             raise ValueError(f"{name}: {error}") from None
     named = {name for name, _ in axes}
@@ -131,15 +184,33 @@ def parse_method(method: str, raw: Mapping[str, Any] | None) -> MethodSpace:
 def _parse_axis(parameter: objectives.Parameter, raw: Any) -> Axis:
     if isinstance(raw, Mapping):
         return _parse_range(parameter, raw)
+    numbers = tuple(_number(value) for value in _listed(raw))
+    for number in numbers:
+        _check(parameter, number)
+    return _distinct(numbers)
+
+
+def _parse_option(option: objectives.Option, raw: Any) -> Choices:
+    values = tuple(_listed(raw))
+    for value in values:
+        # 1 == True in Python, but not in a spec.
+        if not any(type(value) is type(choice) and value == choice for choice in option.choices):
+            allowed = ", ".join(written(choice) for choice in option.choices)
+            raise ValueError(f"{value!r} is none of its choices: {allowed}")
+    return _distinct(values)
+
+
+def _listed(raw: Any) -> Sequence[Any]:
     values = raw if isinstance(raw, list | tuple) else [raw]
     if not values:
         raise ValueError("the list is empty; give at least one value")
-    numbers = tuple(_number(value) for value in values)
-    for number in numbers:
-        _check(parameter, number)
-    if len(set(numbers)) < len(numbers):
-        raise ValueError(f"the list {list(numbers)} has a value twice")
-    return Choices(numbers)
+    return values
+
+
+def _distinct(values: tuple[Value, ...]) -> Choices:
+    if len(set(values)) < len(values):
+        raise ValueError(f"the list {list(values)} has a value twice")
+    return Choices(values)
 
 
 def _parse_range(parameter: objectives.Parameter, raw: Mapping[str, Any]) -> Range:

@@ -47,6 +47,9 @@ DeviceOption = Annotated[str | None, typer.Option(help="cpu or cuda; by default 
 ConcurrencyOption = Annotated[
     int | None, typer.Option(min=1, help="Runs at a time; by default one a core, or one a GPU.")
 ]
+TrackLaterOption = Annotated[
+    bool, typer.Option("--track-later", help="Do not need MLflow now; `kdstudy sync` fills it in.")
+]
 
 
 def main() -> None:
@@ -87,9 +90,7 @@ def run(
     train_teachers: Annotated[
         bool, typer.Option("--train-teachers/--no-train-teachers", help="Train teachers that the spec does not name.")
     ] = True,
-    track_later: Annotated[
-        bool, typer.Option("--track-later", help="Do not need MLflow now; `kdstudy sync` fills it in.")
-    ] = False,
+    track_later: TrackLaterOption = False,
 ) -> None:
     """Run a study, or go on with it where it exists."""
     resolved = _load(spec, set_)
@@ -105,7 +106,7 @@ def run(
 
     summary = service.run(resolved, console=out, device=device, concurrency=concurrency, track_later=track_later)
     printing.print_summary(summary)
-    if summary.done and summary.tracked:
+    if (summary.done or not resolved.methods) and summary.tracked:
         _conclude([summary.study], report)
         if not report:
             out.print(f"Report:  {printing.command()} report {summary.study}", soft_wrap=True)
@@ -178,7 +179,8 @@ def list_() -> None:
     with store.opened():
         for study in store.study_names():
             runs = store.runs(study)
-            counts = summarise(study, runs, wall_seconds=0.0, stopped_by=None)
+            students = bool((store.spec(study) or {}).get("methods", True))
+            counts = summarise(study, runs, wall_seconds=0.0, stopped_by=None, students=students)
             ended = max((run.ended for run in runs if run.ended), default=None)
             table.add_row(
                 study,
@@ -204,8 +206,8 @@ def status(
     home, store = _open()
     with store.opened():
         _require_study(store, study)
-        chosen_by = parse_spec(store.spec(study) or {}, f"study {study}").chosen_by
-        metric = "val_top1_last" if chosen_by == "validation" else "test_top1_last"
+        spec = parse_spec(store.spec(study) or {}, f"study {study}")
+        metric = "val_top1_last" if spec.chosen_by == "validation" else "test_top1_last"
         progress = Progress(store, study, metric, driven=lambda: is_driven(home, study))
         if watch and is_driven(home, study):
             with Display(progress, out):
@@ -216,7 +218,8 @@ def status(
         runs = store.runs(study)
         info = store.info(study)
         driven = is_driven(home, study)
-        counts = summarise(study, runs, wall_seconds=info["wall_seconds"], stopped_by=None)
+        students = bool(spec.methods)
+        counts = summarise(study, runs, wall_seconds=info["wall_seconds"], stopped_by=None, students=students)
         out.print(
             printing.state_word(counts.state, driven, len(runs)),
             f"after {printing.duration(info['wall_seconds'])} of wall time",
@@ -399,44 +402,80 @@ def doctor() -> None:
 
 @teacher_app.command("import")
 def teacher_import(
-    checkpoint: Annotated[Path, typer.Argument(metavar="CHECKPOINT", help="A state dict, as torch.save writes it.")],
-    model: Annotated[str, typer.Option(help="Its architecture (`kdstudy models`).")],
-    dataset: Annotated[str, typer.Option(help="What it classifies (`kdstudy datasets`).")],
+    checkpoint: Annotated[
+        str,
+        typer.Argument(
+            metavar="CHECKPOINT",
+            help="A state dict as torch.save writes it, a file of `teacher export`, or torchvision for its weights.",
+        ),
+    ],
+    model: Annotated[str | None, typer.Option(help="Its architecture (`kdstudy models`).")] = None,
+    dataset: Annotated[str | None, typer.Option(help="What it classifies (`kdstudy datasets`).")] = None,
     root: Annotated[str | None, typer.Option(help="Folder of the data.")] = None,
     name: Annotated[str | None, typer.Option(help="What to call it; by default the file's name.")] = None,
     mean: Annotated[str | None, typer.Option(help="Its normalisation, by channel: 0.5071,0.4867,0.4408")] = None,
     std: Annotated[str | None, typer.Option(help="Likewise; by default the data set's.")] = None,
     trained_on: Annotated[
-        str, typer.Option(help="What it saw: all (of train) or unknown, which counts as all.")
+        str,
+        typer.Option(help="What it saw of the training images: all, none, or unknown, which counts as all."),
     ] = "unknown",
     protocol: Annotated[str, typer.Option(help="Whose views its mis-instruction ratio is measured on.")] = "crd-240",
 ) -> None:
-    """Check a checkpoint, measure it and keep it."""
+    """Check a checkpoint, measure it and keep it; a file of `teacher export` is kept with the record it has."""
     from study.home import open_home
-    from study.importing import import_teacher
+    from study.importing import TORCHVISION, import_file, import_teacher
 
     home = open_home()
-    with out.status(f"measuring {checkpoint.name} on {dataset} …"):
-        record = import_teacher(
-            home,
-            checkpoint,
-            model=model,
-            dataset=dataset,
-            root=root,
-            name=name,
-            mean=mean,
-            std=std,
-            trained_on=trained_on,
-            protocol=protocol,
-        )
+    record = None if checkpoint == TORCHVISION else import_file(home, Path(checkpoint))
+    if record is None:
+        if model is None or dataset is None:
+            missing = "--model" if model is None else "--dataset"
+            raise RequestError(f"{missing}: a plain checkpoint does not say what it is; give --model and --dataset")
+        with out.status(f"measuring {Path(checkpoint).name} on {dataset} …"):
+            record = import_teacher(
+                home,
+                checkpoint,
+                model=model,
+                dataset=dataset,
+                root=root,
+                name=name,
+                mean=mean,
+                std=std,
+                trained_on=trained_on,
+                protocol=protocol,
+            )
     printing.print_teachers([record])
     out.print(f"Mis-instruction on {record.ratio_on}.", soft_wrap=True)
     out.print(f"Use it with: teacher: {{checkpoint: {record.name}}}", markup=False)
 
 
+@teacher_app.command("export")
+def teacher_export(
+    teacher: Annotated[str, typer.Argument(metavar="TEACHER", help="Its name, or the beginning of its hash.")],
+    output: Annotated[Path | None, typer.Option("-o", "--output", metavar="FILE", help="Where to write it.")] = None,
+) -> None:
+    """Write a teacher with all that is known of it to one file, for `teacher import` on another machine."""
+    from study.home import open_home
+    from trainables import teachers
+    from trainables.files import CheckpointError
+
+    path = output or Path(f"{teacher}.teacher.pt")
+    try:
+        record = teachers.export_file(open_home(create=False).root, teacher, path)
+    except CheckpointError as error:
+        raise RequestError(str(error)) from None
+    except OSError as error:
+        raise RequestError(f"{path}: cannot be written ({error.strerror})") from None
+    out.print(f"Wrote {path}: {record.name}, {record.model}, {record.hash[:16]}", markup=False, soft_wrap=True)
+
+
 @teacher_app.command("train")
 def teacher_train(
-    spec: SpecArgument, set_: SetOption = None, device: DeviceOption = None, concurrency: ConcurrencyOption = None
+    spec: SpecArgument,
+    set_: SetOption = None,
+    device: DeviceOption = None,
+    concurrency: ConcurrencyOption = None,
+    track_later: TrackLaterOption = False,
 ) -> None:
     """Train the teachers that a study needs and does not name, without its students."""
     resolved = _load(spec, set_)
@@ -444,9 +483,9 @@ def teacher_train(
     from study import service
 
     summary = service.run(
-        resolved, console=out, device=device, concurrency=concurrency, track_later=True, teachers_only=True
+        resolved, console=out, device=device, concurrency=concurrency, track_later=track_later, teachers_only=True
     )
-    if summary.stopped_by != service.TEACHERS_DONE:
+    if summary.stopped_by != service.TEACHERS_DONE and summary.state != "finished":
         printing.print_summary(summary)
         raise typer.Exit(summary.exit_code)
     teacher_list()
@@ -473,8 +512,22 @@ def teacher_list() -> None:
 
 
 @app.command()
+def protocols() -> None:
+    """List the training protocols, every field of each."""
+    from trainables import protocol
+
+    names = protocol.names()
+    identities = {name: protocol.resolve(name).identity() for name in names}
+    table = printing.table_of("field", *names)
+    for field in next(iter(identities.values())):
+        table.add_row(field, *(printing.plain(identities[name][field]) for name in names))
+    out.print(table)
+
+
+@app.command()
 def methods() -> None:
     """List the training objectives, their formulas and parameters."""
+    from search_spaces.spaces import written
     from trainables import objectives
 
     for entry in map(objectives.get, objectives.names()):
@@ -484,6 +537,9 @@ def methods() -> None:
         for parameter in entry.parameters:
             default = "the protocol's" if parameter.default is None else f"{parameter.default:g}"
             out.print(f"    {parameter.name}: {parameter.help}; {parameter.allowed}; default {default}", markup=False)
+        for option in entry.options:
+            choices = ", ".join(map(written, option.choices))
+            out.print(f"    {option.name}: {option.help}; one of {choices}; default the first", markup=False)
 
 
 @app.command("models")
@@ -493,12 +549,11 @@ def models_() -> None:
 
     table = printing.table_of("model", "input", ">classes", ">parameters", ">MMACs", "source")
     for entry in map(models.get, models.names()):
-        classes = 10 if entry.input_shape[-1] == 8 else 100
-        network = models.build(entry.name, classes)
+        network = models.build(entry.name, entry.num_classes)
         table.add_row(
             entry.name,
             "x".join(map(str, entry.input_shape)),
-            str(classes),
+            str(entry.num_classes),
             f"{models.count_parameters(network):,}",
             f"{models.count_macs(network, entry.input_shape) / 1e6:.2f}",
             entry.source if entry.source != "-" else entry.summary,
@@ -512,9 +567,10 @@ def datasets_() -> None:
     from trainables import data
 
     for entry in map(data.get, data.names()):
-        shape, (train, test) = "x".join(map(str, entry.shape)), entry.sizes
         out.print(f"[bold]{entry.name}[/]  {escape(entry.summary)}")
-        out.print(f"    {entry.num_classes} classes, {train:,} training and {test:,} test images of {shape}")
+        if entry.num_classes and entry.sizes and entry.shape:
+            shape, (train, test) = "x".join(map(str, entry.shape)), entry.sizes
+            out.print(f"    {entry.num_classes} classes, {train:,} training and {test:,} test images of {shape}")
         out.print(f"    from: {entry.source}", markup=False)
 
 
@@ -523,11 +579,12 @@ def pairs_() -> None:
     """List the named pairs, and the shipped studies."""
     from search_spaces import pairs, shipped
 
-    table = printing.table_of("pair", "teacher", "student", "where it is from")
+    table = printing.table_of("pair", "teacher", "student", "where it is from", "its own defaults")
     for pair in pairs.PAIRS.values():
-        table.add_row(pair.name, pair.teacher, pair.student, pair.remark)
+        defaults = ", ".join(f"{name} {value:g}" for name, value in pair.defaults.items())
+        table.add_row(pair.name, pair.teacher, pair.student, pair.remark, defaults)
     out.print(table)
-    out.print("Any two models with the same input make a pair too: TEACHER-STUDENT.\n")
+    out.print("Any two models for images of as many channels make a pair too: TEACHER-STUDENT.\n")
     table = printing.table_of("shipped study", "question")
     for name in shipped.names():
         table.add_row(name, shipped.question(name))

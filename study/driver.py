@@ -10,9 +10,11 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
+from itertools import zip_longest
 from statistics import fmean
 from typing import Any
 
+from search_spaces.spaces import MethodSpace, Value
 from study.plan import ABLATION, FINAL, SEARCH, TEACHER, Plan, RunPlan
 from study.search import PointSearch, open_storage
 from study.store import COMPLETE, DONE, FAILED, OPEN, PRUNED, RUNNING, WAITING, PointRow, RunRow, Store
@@ -37,6 +39,7 @@ class Driver:
         store: the store.
         device: what runs are trained on (`cpu`, `cuda`).
         threads: CPU threads a run.
+        workers: processes of a run that decode its images.
         owner_alive: whether another study's driver, which owns a run that this study waits for, is still there.
         adopt: called once when the runs that train teachers have ended, with the names of their pairs; puts the hashes
             into the plan, or says why the study ends here.
@@ -49,6 +52,7 @@ class Driver:
         *,
         device: str = "cpu",
         threads: int = 1,
+        workers: int = 0,
         owner_alive: Callable[[str], bool] = lambda study: False,
         adopt: Callable[[list[str]], str | None] = lambda pairs: None,
     ) -> None:
@@ -58,6 +62,7 @@ class Driver:
         self.stopping: str | None = None  # why no further run starts
         self._device = device
         self._threads = threads
+        self._workers = workers
         self._owner_alive = owner_alive
         self._adopt = adopt
         self._queue: deque[RunRow] = deque()
@@ -65,6 +70,7 @@ class Driver:
         self._attempts: dict[str, int] = {}
         self._searches: dict[tuple[str, str], PointSearch] = {}
         self._turns: deque[tuple[str, str]] = deque()
+        self._tried_first: dict[tuple[str, str], deque[tuple[dict[str, Value], str]]] = {}  # values, who proposed them
         self._started = time.monotonic()
         self._wall_before = store.info(self.study)["wall_seconds"]
         self._wall_saved = self._started
@@ -88,8 +94,9 @@ class Driver:
         self._teacher_pairs = []
         for name, pair in self.plan.pairs.items():
             if self.plan.spec.trains_teacher_of(pair.spec):
-                point = self._add_point(TEACHER, name, "ce", {})
-                self._add_run(point, self.plan.teacher_run(name), position=0, screening=False)
+                for fold in pair.folds:
+                    point = self._add_point(TEACHER, name, "ce", {} if fold is None else {"fold": fold})
+                    self._add_run(point, self.plan.teacher_run(name, fold), position=fold or 0, screening=False)
                 self._teacher_pairs.append(name)
         self._refill()
         self._advance()
@@ -106,7 +113,11 @@ class Driver:
         self._open_points()
 
     def _teacher_runs(self) -> list[RunRow]:
-        planned = {self.plan.teacher_run(pair).run_id for pair in self._teacher_pairs or ()}
+        planned = {
+            self.plan.teacher_run(pair, fold).run_id
+            for pair in self._teacher_pairs or ()
+            for fold in self.plan.pairs[pair].folds
+        }
         return [run for run in self.store.runs(self.study, TEACHER) if run.run_id in planned]
 
     def _open_points(self) -> None:
@@ -114,21 +125,29 @@ class Driver:
         storage = open_storage(self.store.url)
         stage = self.plan.first_stage
         points = self.store.points(self.study, stage)
-        known = {point.point_id for point in points}
+        listed: list[list[tuple[str, MethodSpace, dict[str, Value]]]] = []
         for pair_name, pair in self.plan.pairs.items():
+            of_pair = []
             for method, space in self.plan.spec.spaces().items():
                 search = PointSearch(
                     storage, f"{self.study}/{pair_name}/{method}", space, self.plan.spec.search, pair.protocol.epochs
                 )
-                search.reconcile([p for p in points if (p.pair, p.method) == (pair_name, method)])
+                mine = [p for p in points if (p.pair, p.method) == (pair_name, method)]
+                search.reconcile(mine)
                 self._searches[pair_name, method] = search
                 if space.sampled:
                     self._turns.append((pair_name, method))
-                    continue
-                for values in space.grid():
-                    parameters = space.resolve(values, pair.protocol)
-                    if self.plan.point_id(pair_name, method, parameters) not in known:
-                        self._add_point(stage, pair_name, method, parameters, search.add(values))
+                    self._tried_first[pair_name, method] = self._first_points(pair_name, space, mine)
+                else:
+                    of_pair += [(pair_name, space, values) for values in space.grid()]
+            listed.append(of_pair)
+        known = {point.point_id for point in points}
+        for turn in zip_longest(*listed):  # one point of each pair, then the next of each
+            for pair_name, space, values in filter(None, turn):
+                parameters = self.plan.pairs[pair_name].resolve(space, values)
+                if self.plan.point_id(pair_name, space.method, parameters) not in known:
+                    trial = self._searches[pair_name, space.method].add(values)
+                    self._add_point(stage, pair_name, space.method, parameters, trial, "listed")
         for opened in (stage, FINAL):
             for number, point in enumerate(self.store.points(self.study, opened)):
                 self._add_runs(point, number)
@@ -136,7 +155,13 @@ class Driver:
         self._refill()
 
     def _add_point(
-        self, stage: str, pair: str, method: str, parameters: dict[str, float], trial: int | None = None
+        self,
+        stage: str,
+        pair: str,
+        method: str,
+        parameters: dict[str, Value],
+        trial: int | None = None,
+        origin: str = "",
     ) -> PointRow:
         point = PointRow(
             study=self.study,
@@ -148,6 +173,7 @@ class Driver:
             trial=trial,
             state=OPEN,
             value=None,
+            origin=origin,
         )
         self.store.add_point(point)
         return point
@@ -223,7 +249,12 @@ class Driver:
             search = self._searches.get((run.pair, run.method)) if run.screening else None
             log.info("run %s attempt %d: %s %s seed %d", run.run_id, attempt, run.method, run.parameters, run.seed)
             return self.plan.request(
-                run, attempt, device=self._device, threads=self._threads, rungs=search.rungs if search else ()
+                run,
+                attempt,
+                device=self._device,
+                threads=self._threads,
+                workers=self._workers,
+                rungs=search.rungs if search else (),
             )
         return None
 
@@ -280,16 +311,48 @@ class Driver:
             return self._open_final(points)
         return False
 
+    def _first_points(self, pair: str, space: MethodSpace, mine: list[PointRow]) -> deque[tuple[dict[str, Value], str]]:
+        """What is tried before a sampler is asked: the defaults, then the best points of pairs searched before."""
+        plan, search = self.plan.pairs[pair], self.plan.spec.search
+        wanted = [(plan.resolve(space, {}), "the protocol's own values")] if search.defaults_first else []
+        if search.warm_start:
+            wanted += self._best_elsewhere(pair, space.method, search.warm_start)
+        first: dict[str, tuple[dict[str, Value], str]] = {}
+        for parameters, origin in wanted:
+            values = space.point_of(parameters)
+            if values is not None:
+                first.setdefault(self.plan.point_id(pair, space.method, plan.resolve(space, values)), (values, origin))
+        # A search that has begun has had its first points; what other pairs found since then comes too late.
+        begun = {point.point_id for point in mine}
+        return deque(given for point_id, given in first.items() if point_id not in begun and len(begun) < len(first))
+
+    def _best_elsewhere(self, pair: str, method: str, count: int) -> list[tuple[dict[str, Value], str]]:
+        """The best points of each other pair that was searched with this method, in this study or another."""
+        found: list[tuple[dict[str, Value], str]] = []
+        for study in self.store.study_names():
+            complete: dict[str, list[PointRow]] = {}
+            for point in self.store.points(study, SEARCH):
+                if point.method == method and point.pair != pair and point.state == COMPLETE:
+                    complete.setdefault(point.pair, []).append(point)
+            for other, points in complete.items():
+                best = sorted(points, key=lambda point: point.value or 0.0, reverse=True)[:count]
+                found += [(point.parameters, f"warm start from {other} in {study}") for point in best]
+        return found
+
     def _sample(self, pair: str, method: str) -> None:
-        search = self._searches[pair, method]
-        trial, values = search.sample()
-        parameters = search.space.resolve(values, self.plan.pairs[pair].protocol)
+        search, first = self._searches[pair, method], self._tried_first[pair, method]
+        if first:
+            values, origin = first.popleft()
+            trial = search.add(values)
+        else:
+            (trial, values), origin = search.sample(), self.plan.spec.search.sampler
+        parameters = self.plan.pairs[pair].resolve(search.space, values)
         point_id = self.plan.point_id(pair, method, parameters)
         known = self.store.points(self.study, SEARCH)
         if any(point.point_id == point_id for point in known):
             search.tell(trial, FAILED, None)  # drawn twice: possible where lists are sampled
             return
-        self._add_runs(self._add_point(SEARCH, pair, method, parameters, trial), len(known))
+        self._add_runs(self._add_point(SEARCH, pair, method, parameters, trial, origin), len(known))
 
     def _open_final(self, points: list[PointRow]) -> bool:
         """Ask for the final runs of the best points of each pair and method; True if there are new ones."""
@@ -298,7 +361,7 @@ class Driver:
             complete = [p for p in points if (p.stage, p.pair, p.method, p.state) == (SEARCH, pair, method, COMPLETE)]
             best = sorted(complete, key=lambda p: p.value or 0.0, reverse=True)[: self.plan.spec.search.final_top]
             for rank, point in enumerate(best):
-                self._add_runs(self._add_point(FINAL, pair, method, point.parameters), rank)
+                self._add_runs(self._add_point(FINAL, pair, method, point.parameters, origin="chosen"), rank)
         self._settle()
         self._refill()
         return len(self.store.runs(self.study, FINAL)) > before

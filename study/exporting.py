@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from statistics import fmean
 
+from search_spaces.spaces import written
 from study.errors import RequestError
 from study.home import Home
 from study.plan import ABLATION, FINAL, TEACHER
 from study.spec import parse_spec
 from study.store import DONE, RunRow, Store
-from trainables import data
 from trainables.files import CheckpointError, checkpoint_bytes, read_checkpoint, write_atomic
 
 
@@ -41,15 +41,18 @@ def export_student(home: Home, store: Store, study: str, run_id: str | None, out
         state_dict = read_checkpoint(checkpoint)["model"]
     except CheckpointError as error:
         raise RequestError(str(error)) from None
-    entry = data.get(run.identity["dataset"])
+    described = store.info(study).get("pairs", {}).get(run.pair)
+    if described is None:
+        raise RequestError(f"study {study}: its record is an older kdstudy's; `kdstudy run {study}` renews it")
+    section = described["data"]
     path = output or Path(f"{study}-{run.identity['student']}-{run.run_id[:8]}.pt")
     content = {
         "state_dict": state_dict,
         "student": run.identity["student"],
-        "num_classes": entry.num_classes,
-        "dataset": entry.name,
-        "mean": list(entry.mean),
-        "std": list(entry.std),
+        "num_classes": section["num_classes"],
+        "dataset": section["name"],
+        "mean": section["mean"],
+        "std": section["std"],
         "run_id": run.run_id,
         "method": run.method,
         "parameters": run.parameters,
@@ -59,7 +62,7 @@ def export_student(home: Home, store: Store, study: str, run_id: str | None, out
         write_atomic(path, checkpoint_bytes(content))
     except OSError as error:
         raise RequestError(f"{path}: cannot be written ({error.strerror})") from None
-    shown = ", ".join(f"{name} {value:g}" for name, value in run.parameters.items())
+    shown = ", ".join(f"{name} {written(value)}" for name, value in run.parameters.items())
     accuracy = (run.summary or {}).get("test_top1_last")
     measured = "" if accuracy is None else f", test top-1 {accuracy:.2f} % at the last epoch"
     return path, f"{run.identity['student']} by {run.method} ({shown}), seed {run.seed}{measured}; {reason}"

@@ -6,20 +6,36 @@ import math
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from study.errors import RequestError
 from study.home import Home, check_name
-from trainables import data, models, splits, teachers
+from trainables import data, measures, models, splits, teachers
 from trainables import protocol as protocols
+from trainables.models import ModelEntry
+from trainables.pipeline import Pipeline
 from trainables.teachers import TeacherRecord
-from trainables.views import CropFlip
 
 RATIO_IMAGES = 10_000
+TORCHVISION = "torchvision"
+_TRAINED_ON = ("all", "unknown", "none")
+
+
+def import_file(home: Home, file: Path) -> TeacherRecord | None:
+    """Keep a teacher from a file of `kdstudy teacher export`; None where the file is a plain checkpoint.
+
+    Raises:
+        RequestError: the file cannot be read or is damaged, or its name is another teacher's; nothing is kept.
+    """
+    try:
+        return teachers.import_file(home.root, file) if teachers.is_teacher_file(file) else None
+    except (ValueError, OSError) as error:
+        raise RequestError(str(error)) from None
 
 
 def import_teacher(
     home: Home,
-    checkpoint: Path,
+    checkpoint: str,
     *,
     model: str,
     dataset: str,
@@ -34,28 +50,46 @@ def import_teacher(
 
     The ratio is taken on augmented views of the training images, or of a stratified sample of 10,000 of them.
 
+    Args:
+        home: the home.
+        checkpoint: a file, or `torchvision` for the weights that torchvision has for the model.
+        model, dataset, root: what it is, what it classifies, and where those data are.
+        name: what to call it; by default the file's name.
+        mean, std: its normalisation, by channel with commas between; by default the data set's.
+        trained_on: what it saw of the data set's training images: `all`, `none` or `unknown`.
+        protocol: whose views its ratio is measured on.
+
     Raises:
         RequestError: an unknown name, a checkpoint that is not this model's, data that cannot be read; nothing is kept.
     """
-    if trained_on not in ("all", "unknown"):
-        raise RequestError(f"--trained-on: {trained_on!r} is neither all nor unknown")
+    if trained_on not in _TRAINED_ON:
+        raise RequestError(f"--trained-on: {trained_on!r} is none of {', '.join(_TRAINED_ON)}")
     try:
-        called = check_name(name or checkpoint.stem)
         network, entry = models.get(model), data.get(dataset)
         chosen = protocols.resolve(protocol)
-        if network.input_shape != entry.shape:
-            raise RequestError(f"--model: {model} sees images of {network.input_shape}, not those of {dataset}")
+        called = check_name(name or (f"{model}-torchvision" if checkpoint == TORCHVISION else Path(checkpoint).stem))
+        if entry.shape is not None:
+            size = chosen.image_size
+            _require(network, (entry.shape[0], size, size) if size is not None else entry.shape)
         # The checkpoint first: it is checked in a moment, and the data may take minutes to read.
-        state_dict = teachers.read_state_dict(checkpoint)
-        module = teachers.load_into(model, entry.num_classes, state_dict, str(checkpoint))
+        if checkpoint == TORCHVISION:
+            state_dict = _torchvision_weights(network)
+        else:
+            state_dict = teachers.read_state_dict(checkpoint)
+        if entry.num_classes is not None:
+            teachers.load_into(model, entry.num_classes, state_dict, checkpoint)
         loaded = data.load(dataset, root=root, cache=home.data)
+        module = teachers.load_into(model, loaded.num_classes, state_dict, checkpoint)
+        pipeline = Pipeline(loaded, chosen)
+        _require(network, pipeline.shape)
+        channels = len(loaded.mean)
+        normalisation = _numbers("mean", mean, loaded.mean, channels), _numbers("std", std, loaded.std, channels)
+        digest = teachers.content_hash(model, *normalisation, state_dict)
+        teachers.require_free(home.root, called, digest)
+    except RequestError:
+        raise
     except (ValueError, OSError) as error:
         raise RequestError(str(error)) from None
-    channels = len(loaded.mean)
-    normalisation = _numbers("mean", mean, loaded.mean, channels), _numbers("std", std, loaded.std, channels)
-    digest = teachers.content_hash(model, *normalisation, state_dict)
-    if clash := [r for r in teachers.list_records(home.root) if r.name == called and r.hash != digest]:
-        raise RequestError(f"--name: {called} is already the name of {clash[0].hash[:16]}; give this one another")
     measured = TeacherRecord(
         name=called,
         hash=digest,
@@ -71,14 +105,13 @@ def import_teacher(
         test_top5=0.0,
         mis_instruction_ratio=0.0,
         ratio_on="",
-        origin=f"import of {checkpoint.name}",
+        origin=f"import of {Path(checkpoint).name}",
         created=datetime.now(UTC).isoformat(timespec="seconds"),
     )
-    teacher = teachers.Teacher(measured, module)
-    top1, top5 = teachers.evaluate(teacher.logits, loaded.test_images, loaded.test_labels)
+    teacher = teachers.Teacher(measured, [module])
+    top1, top5 = measures.evaluate(teacher.logits, pipeline.evaluation("test", None))
     images = splits.stratified(loaded.train_labels, RATIO_IMAGES, seed=0)
-    views = CropFlip(chosen.pad, chosen.flip)
-    ratio = teachers.mis_instruction_ratio(teacher, loaded, images, views, 1, seed=0)
+    ratio = measures.mis_instruction_ratio(teacher, pipeline, images, 1, seed=0)
     record = replace(
         measured,
         test_top1=top1,
@@ -88,6 +121,32 @@ def import_teacher(
     )
     teachers.save(home.root, record, state_dict)
     return record
+
+
+def _require(network: ModelEntry, shape: tuple[int, int, int]) -> None:
+    try:
+        network.require(shape)
+    except ValueError as error:
+        raise RequestError(f"--model: {error}") from None
+
+
+def _torchvision_weights(network: ModelEntry) -> dict[str, Any]:
+    """The weights that torchvision has for a model, from its cache or from its server.
+
+    Raises:
+        RequestError: it has none, or they can be had from neither.
+    """
+    if network.weights is None:
+        raise RequestError(f"{network.name}: torchvision has no weights for it; give a checkpoint file")
+    from torchvision.models import get_weight
+
+    weights = get_weight(network.weights)
+    try:
+        return dict(weights.get_state_dict(progress=False, check_hash=True))
+    except (OSError, RuntimeError) as error:
+        raise RequestError(
+            f"{network.weights}: cannot be fetched ({error}); download {weights.url} elsewhere and import the file"
+        ) from None
 
 
 def _numbers(option: str, text: str | None, default: tuple[float, ...], channels: int) -> tuple[float, ...]:

@@ -39,6 +39,7 @@ class Machine:
         concurrency: runs at a time.
         cpus, gpus: what each run asks Ray for.
         threads: CPU threads of each run.
+        workers: processes of each run that decode its images, where they are not in memory.
     """
 
     device: str
@@ -46,6 +47,7 @@ class Machine:
     cpus: float
     gpus: float
     threads: int = 1
+    workers: int = 0
 
 
 def this_machine(device: str | None = None, concurrency: int | None = None) -> Machine:
@@ -63,7 +65,8 @@ def this_machine(device: str | None = None, concurrency: int | None = None) -> M
         return Machine("cpu", runs, cpus=1.0, gpus=0.0)
     gpus = torch.cuda.device_count()
     runs = concurrency or gpus
-    return Machine(chosen, runs, cpus=min(1.0, cores / runs), gpus=min(1.0, gpus / runs))
+    # On a CPU decoding beside training would only take its core; a GPU waits for as many cores as there are.
+    return Machine(chosen, runs, cpus=min(1.0, cores / runs), gpus=min(1.0, gpus / runs), workers=max(1, cores // runs))
 
 
 @contextmanager

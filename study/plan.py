@@ -15,13 +15,16 @@ from typing import Any
 import torch
 
 from search_spaces import pairs
+from search_spaces.spaces import MethodSpace, Value
 from study.errors import RequestError
 from study.home import Home
-from study.spec import FINAL_SEED, DataSpec, PairSpec, Spec, TeacherSpec, resolve_protocol
+from study.spec import FINAL_SEED, DataSpec, PairSpec, Spec, TeacherSpec
 from study.store import RunRow, canonical
 from trainables import calibration, data, engine, models, objectives, splits, teachers, views
 from trainables.data import ImageDataset
+from trainables.pipeline import Pipeline
 from trainables.protocol import Protocol
+from trainables.runner import load_data
 from trainables.splits import Split
 
 ABLATION, SEARCH, FINAL, TEACHER = "ablation", "search", "final", "teacher"
@@ -52,13 +55,22 @@ class PairPlan:
 
     @property
     def name(self) -> str:
-        """`dataset/teacher-student`."""
-        return f"{self.data.name}/{self.spec.pair}"
+        """`dataset/teacher-student`, with `@label` where the spec labels the pair."""
+        return f"{self.data.name}/{self.spec.key}"
 
     @cached_property
     def pair(self) -> pairs.Pair:
         """The two architectures."""
         return pairs.get(self.spec.pair)
+
+    @cached_property
+    def pipeline(self) -> Pipeline:
+        """What the students are shown, on the CPU of this process."""
+        return Pipeline(self.dataset, self.protocol)
+
+    def resolve(self, space: MethodSpace, values: Mapping[str, Value]) -> dict[str, Value]:
+        """A point's parameters: what is given, then what the papers give for the pair, the method and the protocol."""
+        return space.resolve(values, self.pair.defaults, self.protocol)
 
     def split_options(self, stage: str) -> dict[str, Any]:
         """Arguments of `make_split`: the same in the driver and in the worker."""
@@ -85,15 +97,24 @@ class PairPlan:
         options = {**self.split_options(stage), "train_limit": None}
         return len(splits.make_split(self.dataset.train_labels, **options).train)
 
-    def test_indices(self) -> torch.Tensor | None:
-        """The test images that are used; None for all."""
-        return test_indices(self.dataset, self.data.test_limit, self.data.split_seed)
+    def test_indices(self) -> torch.Tensor:
+        """The test images that are used."""
+        labels, limit = self.dataset.test_labels, self.data.test_limit
+        return splits.stratified(labels, len(labels) if limit is None else limit, self.data.split_seed)
 
-    def teacher_images(self) -> torch.Tensor:
-        """Indices of the training images that a teacher trained here learns from: its part, or all."""
-        if self.teacher.regime == "held_out":
-            return self.split(TEACHER).teacher
-        return torch.arange(len(self.dataset.train_labels))
+    @property
+    def folds(self) -> tuple[int | None, ...]:
+        """The networks that a teacher trained here consists of: one for each fold, or one."""
+        return tuple(range(self.teacher.folds)) if self.teacher.regime == "cross_fitted" else (None,)
+
+    def teaches(self, fold: int | None) -> dict[str, Any]:
+        """What one of these networks learns from, as `splits.teacher_images` takes it."""
+        folds = None if fold is None else self.teacher.folds
+        return {"regime": self.teacher.regime, "folds": folds, "fold": fold, "limit": self.teacher.train_limit}
+
+    def teacher_images(self, fold: int | None = None) -> torch.Tensor:
+        """Indices of the training images that a teacher trained here learns from."""
+        return splits.teacher_images(self.dataset.train_labels, self.split_options(TEACHER), **self.teaches(fold))
 
     def evaluates_test(self, stage: str) -> bool:
         """Whether a stage's runs look at the test set: not while something is chosen by validation."""
@@ -121,43 +142,64 @@ class Plan:
     def __init__(self, spec: Spec, home: Home) -> None:
         self.spec = spec
         self.home = home
+        self._datasets: dict[str, ImageDataset] = {}  # pairs on the same data share them
         self.pairs = {plan.name: plan for plan in (self._pair(pair) for pair in spec.pairs)}
         self.teacher_hashes: dict[str, str] = {}  # by pair, filled when the teachers are known
 
     def _pair(self, pair: PairSpec) -> PairPlan:
         data_spec, teacher = self.spec.data_of(pair), self.spec.teacher_of(pair)
-        try:
-            dataset = data.load(data_spec.name, root=data_spec.root, cache=self.home.data)
-        except data.DataError as error:
-            raise RequestError(f"data.root: {error}") from None
-        for key, limit, images in (
-            ("train_limit", data_spec.train_limit, dataset.train_labels),
-            ("test_limit", data_spec.test_limit, dataset.test_labels),
-        ):
-            if limit is not None and limit > len(images):
-                raise RequestError(f"data.{key}: {limit} is more than the {len(images):,} images of {data_spec.name}")
         plan = PairPlan(
             spec=pair,
             mode=self.spec.mode,
             chosen_by=self.spec.chosen_by,
             data=data_spec,
             teacher=teacher,
-            protocol=resolve_protocol(self.spec.protocol),
-            teacher_protocol=resolve_protocol({**self.spec.protocol, **teacher.protocol}),
-            dataset=dataset,
+            protocol=self.spec.protocol_of(pair),
+            teacher_protocol=self.spec.teacher_protocol_of(pair),
+            dataset=self._dataset(data_spec),
         )
+        dataset = plan.dataset
+        for key, limit, labels in (
+            ("train_limit", data_spec.train_limit, dataset.train_labels),
+            ("test_limit", data_spec.test_limit, dataset.test_labels),
+        ):
+            there = len(splits.members(labels))
+            if limit is not None and limit > there:
+                raise RequestError(f"data.{key}: {limit} is more than the {there:,} images of {data_spec.name}")
+        try:
+            for model in (plan.pair.teacher, plan.pair.student):
+                models.get(model).require(plan.pipeline.shape)
+        except ValueError as error:
+            raise RequestError(f"pairs.{pair.key}: {error}") from None
         split = plan.split(self.first_stage)
         if len(split.train) < 2:
             key = "teacher.fraction" if data_spec.train_limit is None else "data.train_limit"
             raise RequestError(f"{key}: leaves the students {len(split.train)} images; they need 2 at least")
-        if len(plan.teacher_images()) < 2:
+        trained_here = self.spec.trains_teacher_of(pair)
+        fewest = min(len(plan.teacher_images(fold)) for fold in plan.folds)
+        if trained_here and fewest < 2:
+            key = "fraction" if teacher.regime == "held_out" else "folds"
             raise RequestError(
-                f"teacher.fraction: {teacher.fraction:g} leaves the teacher {len(plan.teacher_images())} images; "
-                "it needs 2 at least"
+                f"teacher.{key}: {getattr(teacher, key):g} leaves the teacher {fewest} images; it needs 2 at least"
             )
         if plan.chosen_by == "validation" and not len(split.validation):
             raise RequestError(f"data.validation: {data_spec.validation:g} of the training images are none")
         return plan
+
+    def source(self, data_spec: DataSpec) -> dict[str, Any]:
+        """Where the data come from, in plain data for a worker."""
+        return {**data_spec.source, "cache": str(self.home.data)}
+
+    def _dataset(self, data_spec: DataSpec) -> ImageDataset:
+        key = canonical(data_spec.source)
+        if key not in self._datasets:
+            try:
+                self._datasets[key] = load_data(self.source(data_spec))
+            except data.DataError as error:
+                raise RequestError(f"data.root: {error}") from None
+            except ValueError as error:
+                raise RequestError(f"data: {error}") from None
+        return self._datasets[key]
 
     @property
     def first_stage(self) -> str:
@@ -174,7 +216,7 @@ class Plan:
         """Seeds of the final stage: none of them chose a point."""
         return [FINAL_SEED + seed for seed in self.spec.seeds]
 
-    def student_run(self, pair: str, stage: str, method: str, parameters: Mapping[str, float], seed: int) -> RunPlan:
+    def student_run(self, pair: str, stage: str, method: str, parameters: Mapping[str, Value], seed: int) -> RunPlan:
         """The run of a point with a seed."""
         plan = self.pairs[pair]
         taught = objectives.get(method).needs_teacher
@@ -192,17 +234,17 @@ class Plan:
             "logits": "online-float32" if taught else None,
             "seed": seed,
             "versions": VERSIONS,
+            **_specialities(plan, plan.pair.student, method),
         }
         return RunPlan(digest(identity), identity, seed, plan.protocol.epochs)
 
-    def teacher_run(self, pair: str) -> RunPlan:
-        """The run that trains a pair's teacher."""
+    def teacher_run(self, pair: str, fold: int | None) -> RunPlan:
+        """The run that trains a pair's teacher, or the one of its networks that never sees a fold."""
         plan = self.pairs[pair]
-        images = plan.teacher_images()
         identity = {
             "kind": "teacher",
             "data": plan.dataset.hash,
-            "images": splits.digest(images),
+            "images": splits.digest(plan.teacher_images(fold)),
             "test": plan.data.test_limit,
             "dataset": plan.data.name,
             "student": plan.pair.teacher,
@@ -211,15 +253,17 @@ class Plan:
             "protocol": _protocol_identity(plan.teacher_protocol),
             "seed": plan.teacher.seed,
             "versions": VERSIONS,
+            **_specialities(plan, plan.pair.teacher, "ce"),
+            **({} if plan.teacher.stop_at is None else {"stop_at": plan.teacher.stop_at}),
         }
         return RunPlan(digest(identity), identity, plan.teacher.seed, plan.teacher_protocol.epochs)
 
-    def point_id(self, pair: str, method: str, parameters: Mapping[str, float]) -> str:
+    def point_id(self, pair: str, method: str, parameters: Mapping[str, Value]) -> str:
         """A point's id: the same in each study that has the pair, the method and the parameters."""
         return digest({"pair": pair, "method": method, "parameters": dict(sorted(parameters.items()))})[:12]
 
     def request(
-        self, run: RunRow, attempt: int, *, device: str, threads: int, rungs: tuple[int, ...]
+        self, run: RunRow, attempt: int, *, device: str, threads: int, workers: int, rungs: tuple[int, ...]
     ) -> dict[str, Any]:
         """What a worker needs to train a run, as plain data (see `trainables.runner`)."""
         plan = self.pairs[run.pair]
@@ -231,13 +275,14 @@ class Plan:
             "attempt": attempt,
             "model": plan.pair.teacher if is_teacher else plan.pair.student,
             "method": run.method,
-            "parameters": run.parameters,
+            "parameters": {} if is_teacher else run.parameters,
             "protocol": protocol.identity() | {"base": protocol.base},
             "seed": run.seed,
-            "data": {"name": plan.data.name, "root": plan.data.root, "cache": str(self.home.data)},
+            "data": self.source(plan.data),
             "data_hash": plan.dataset.hash,
             "split": plan.split_options(run.stage),
-            "part": "student" if not is_teacher else "teacher" if plan.teacher.regime == "held_out" else "all",
+            "teaches": plan.teaches(run.parameters.get("fold")) if is_teacher else None,
+            "stop_at": plan.teacher.stop_at if is_teacher else None,
             "test_limit": plan.data.test_limit,
             "evaluate_test": plan.evaluates_test(run.stage),
             "teacher": {"home": str(self.home.root), "hash": self.teacher_hashes[run.pair]} if taught else None,
@@ -246,17 +291,13 @@ class Plan:
             "rungs": list(rungs),
             "device": device,
             "threads": threads,
+            "workers": workers,
         }
 
 
 def digest(value: Any) -> str:
     """16 hexadecimal digits that name a value."""
     return hashlib.sha256(canonical(value).encode()).hexdigest()[:16]
-
-
-def test_indices(dataset: ImageDataset, limit: int | None, split_seed: int) -> torch.Tensor | None:
-    """A stratified sample of the test images; None where all are used."""
-    return None if limit is None else splits.stratified(dataset.test_labels, limit, split_seed)
 
 
 def resolve_teacher(home: Home, plan: PairPlan) -> teachers.Teacher | None:
@@ -269,28 +310,74 @@ def resolve_teacher(home: Home, plan: PairPlan) -> teachers.Teacher | None:
     if reference is None:
         return None
     try:
-        teacher = teachers.load(home.root, reference)
+        record = teachers.find(home.root, reference)
+        wanted = (plan.pair.teacher, plan.dataset.num_classes)
+        if (record.model, record.num_classes) != wanted:
+            raise RequestError(
+                f"teacher.checkpoint: {reference} is a {record.model} of {record.num_classes} classes; "
+                f"the pair {plan.spec.key} on {plan.data.name} needs a {wanted[0]} of {wanted[1]}"
+            )
+        _require_unseen(home, plan, record)
+        return teachers.load(home.root, reference)
     except (ValueError, OSError) as error:
         raise RequestError(f"teacher.checkpoint: {error}") from None
-    record = teacher.record
-    wanted = (plan.pair.teacher, plan.dataset.num_classes)
-    if (record.model, record.num_classes) != wanted:
-        raise RequestError(
-            f"teacher.checkpoint: {reference} is a {record.model} of {record.num_classes} classes; "
-            f"the pair {plan.spec.pair} on {plan.data.name} needs a {wanted[0]} of {wanted[1]}"
-        )
-    if plan.teacher.regime == "held_out":
-        saw = teachers.trained_indices(home.root, reference)
-        students = plan.split(FINAL).train
-        if saw is None or torch.isin(saw, students).any():
-            what = record.trained_on if saw is None else "some of the students' images"
+
+
+def _require_unseen(home: Home, plan: PairPlan, record: teachers.TeacherRecord) -> None:
+    """Refuse a teacher that knows images which the regime keeps from it.
+
+    Raises:
+        RequestError: says what it was trained on, and what to do instead.
+    """
+    regime, instead = plan.teacher.regime, "use regime seen, or leave checkpoint out to train"
+    if regime == "seen" or (regime == "held_out" and record.trained_on == "none"):
+        return
+    here = record.dataset_hash == plan.dataset.hash
+    saw = teachers.trained_indices(home.root, record.hash) if here else None
+    if regime == "held_out":
+        if saw is None or torch.isin(saw, plan.split(FINAL).train).any():
+            what = "some of the students' images" if saw is not None else record.trained_on if here else "other data"
             raise RequestError(
-                f"teacher.regime: held_out, but {reference} was trained on: {what}; "
-                "use regime seen, or leave checkpoint out to train one on the part held out for it"
+                f"teacher.regime: held_out, but {record.name} was trained on: {what}; {instead} one on the part held "
+                "out for it"
             )
-    return teacher
+        return
+    if not record.folds or not here:
+        raise RequestError(
+            f"teacher.regime: cross_fitted, but {record.name} is not a set that was cross-fitted on these data; "
+            f"{instead} the set here"
+        )
+    validation = plan.split(SEARCH if plan.mode == "search" else ABLATION).validation
+    if saw is None or torch.isin(saw, validation).any():
+        raise RequestError(
+            f"teacher.regime: cross_fitted, but {record.name} was trained on some of the validation part; {instead} "
+            "a set that never saw it"
+        )
+
+
+def _specialities(plan: PairPlan, model: str, method: str) -> dict[str, Any]:
+    """What decides a run only where it is out of the ordinary, so that the ordinary keeps its ids.
+
+    Classes or label noise that make other labels, and the versions of entries that say that they have changed.
+    """
+    versions = {
+        kind: version
+        for kind, version in (
+            ("data", data.get(plan.data.name).version),
+            ("model", models.get(model).version),
+            ("method", objectives.get(method).version),
+        )
+        if version != 1
+    }
+    found: dict[str, Any] = {"variant": plan.data.variant} if plan.data.variant else {}
+    if plan.dataset.skipped:
+        found["skipped"] = plan.dataset.skipped
+    return found | ({"entries": versions} if versions else {})
 
 
 def _protocol_identity(protocol: Protocol) -> dict[str, Any]:
-    """What of a protocol decides a run: tau, beta and gamma act through the method's parameters, which are hashed."""
-    return {key: value for key, value in protocol.identity().items() if key not in ("tau", "beta", "gamma")}
+    """What of a protocol decides a run: the rest acts through the method's parameters, which are hashed."""
+    return {key: value for key, value in protocol.identity().items() if key not in _THROUGH_PARAMETERS}
+
+
+_THROUGH_PARAMETERS = ("tau", "beta", "gamma", "warmup_dkd", "warmup_ctkd")

@@ -13,14 +13,14 @@ from analysis.statistics import resolvable_difference
 from search_spaces.spaces import Range
 from study import teachers
 from study.errors import RequestError
-from study.plan import TEACHER, Plan
-from study.service import expected_runs
+from study.plan import FINAL, TEACHER, PairPlan, Plan, digest
+from study.service import expected_runs, points_of
 from study.spec import Spec
 from study.store import DONE, Store
-from trainables import engine, models, objectives
+from trainables import engine, measures, models, objectives
 from trainables.calibration import capped_bound, loca_logits, moved
-from trainables.teachers import Teacher, evaluate
-from trainables.views import CropFlip, normalise
+from trainables.teachers import Teacher
+from trainables.views import normalise
 
 # Where nothing was measured yet: the SD over seeds of a CIFAR-100 student (resnet32x4 -> resnet8x4), in points.
 ASSUMED_SD = 0.18
@@ -31,6 +31,9 @@ HIGH_CAPPED = 0.01
 # What the papers find between LoCa and KD: gains from 0.2 to 1.3 points, most of them below 0.5.
 PLAUSIBLE_DIFFERENCE = 0.5
 _SAMPLE = 2_000
+_BATCH = 125
+# Multiply-adds of the images that a model's speed is measured on: seconds on one core.
+_SAMPLE_MACS = 15e9
 
 
 @dataclass(frozen=True)
@@ -97,8 +100,9 @@ def forecast(plan: Plan, store: Store | None, *, device: str, concurrency: int) 
         teacher = teachers.adopt(plan, store, name) if store else None
         if teacher is not None:
             found[name] = teacher
-    pairs = tuple(_pair(plan, name, found.get(name), device) for name in plan.pairs)
-    taught = sum(objectives.get(method).needs_teacher for method in plan.spec.methods) / len(plan.spec.methods)
+    speeds = _Speeds(device)
+    pairs = tuple(_pair(plan, name, found.get(name), speeds) for name in plan.pairs)
+    taught = _taught_share(plan.spec)
     runs = expected_runs(plan.spec)
     if plan.spec.budget.runs is not None:
         runs = min(runs, plan.spec.budget.runs)
@@ -141,23 +145,27 @@ def require_no_training(spec: Spec) -> None:
         )
 
 
-def _pair(plan: Plan, name: str, teacher: Teacher | None, device: str) -> PairForecast:
+def _taught_share(spec: Spec) -> float:
+    """The share of a study's points that have a teacher, 0 to 1; 0 where there are none."""
+    points = {method: points_of(spec, space) for method, space in spec.spaces().items()}
+    taught = sum(number for method, number in points.items() if objectives.get(method).needs_teacher)
+    return taught / max(1, sum(points.values()))
+
+
+def _pair(plan: Plan, name: str, teacher: Teacher | None, speeds: _Speeds) -> PairForecast:
     pair = plan.pairs[name]
-    step, evaluation = _speed(plan, name, pair.pair.student, device)
-    teacher_step, teacher_evaluation = _speed(plan, name, pair.pair.teacher, device)
+    step, evaluation = speeds.of(pair, pair.pair.student)
+    teacher_step, teacher_evaluation = speeds.of(pair, pair.pair.teacher)
     split = pair.split(plan.first_stage)
-    images = len(split.train)
-    test = pair.test_indices()
-    measured = len(split.validation)
-    if pair.evaluates_test(plan.first_stage):
-        measured += len(pair.dataset.test_labels) if test is None else len(test)
+    images, test = len(split.train), len(pair.test_indices())
+    measured = len(split.validation) + (test if pair.evaluates_test(plan.first_stage) else 0)
     per_epoch = images * step + measured * evaluation
     plain = pair.protocol.epochs * per_epoch
     taught = pair.protocol.epochs * (per_epoch + images * teacher_evaluation)
     training = 0.0
     if teacher is None and plan.spec.trains_teacher_of(pair.spec):
-        training = pair.teacher_protocol.epochs * (
-            len(pair.teacher_images()) * teacher_step + len(pair.dataset.test_labels) * teacher_evaluation
+        training = pair.teacher_protocol.epochs * sum(
+            len(pair.teacher_images(fold)) * teacher_step + test * teacher_evaluation for fold in pair.folds
         )
     ratio, ratio_on, effects = None, "known when it is trained", list[AlphaEffect]()
     if teacher is not None:
@@ -167,48 +175,75 @@ def _pair(plan: Plan, name: str, teacher: Teacher | None, device: str) -> PairFo
     return PairForecast(name, described, ratio, ratio_on, plain, taught, training, tuple(effects))
 
 
-def _speed(plan: Plan, name: str, model: str, device: str) -> tuple[float, float]:
-    """Seconds an image of training and of evaluation, each measured after one warm-up."""
-    pair = plan.pairs[name]
-    torch.set_num_threads(1)
-    few = pair.split(plan.first_stage).train[: 4 * pair.protocol.batch_size]
-    trainer = engine.Trainer(
-        engine.RunSpec(model, "ce", {}, pair.protocol, seed=0), pair.dataset, few, few[:0], None, False, device
-    )
-    # The second epoch has no warm-up in it; a protocol of one epoch trains again from its start.
-    seconds = 0.0
-    for _ in range(2):
-        trainer.epoch = 0
-        seconds = trainer.train_epoch()["epoch_seconds"]
-    module = models.build(model, pair.dataset.num_classes).to(device).eval()
-    images, labels = pair.dataset.test_images[:500].to(device), pair.dataset.test_labels[:500].to(device)
+class _Speeds:
+    """Seconds an image of training and of evaluation, measured once for each model, data set and protocol."""
 
-    def logits(some: torch.Tensor) -> torch.Tensor:
-        return module(normalise(some, pair.dataset.mean, pair.dataset.std))
+    def __init__(self, device: str) -> None:
+        self._device = device
+        self._known: dict[str, tuple[float, float]] = {}
 
-    evaluate(logits, images[:100], labels[:100])
-    began = time.perf_counter()
-    evaluate(logits, images, labels)
-    return seconds / len(few), (time.perf_counter() - began) / len(images)
+    def of(self, pair: PairPlan, model: str) -> tuple[float, float]:
+        """A model's two speeds on a pair's images, each after one warm-up."""
+        key = digest([model, pair.dataset.hash, pair.protocol.identity()])
+        if key not in self._known:
+            self._known[key] = self._measured(pair, model)
+        return self._known[key]
+
+    def _measured(self, pair: PairPlan, model: str) -> tuple[float, float]:
+        torch.set_num_threads(1)
+        module = models.build(model, pair.dataset.num_classes).to(self._device).eval()
+        # A few batches, or of a large network as few images as take seconds: what an image costs hardly depends on it.
+        enough = 4 * pair.protocol.batch_size
+        if self._device == "cpu":
+            enough = min(enough, max(8, int(_SAMPLE_MACS / models.count_macs(module, pair.pipeline.shape))))
+        train = pair.split(FINAL).train
+        few = train[:enough]
+        trainer = engine.Trainer(
+            engine.RunSpec(model, "ce", {}, pair.protocol, seed=0),
+            pair.dataset,
+            few,
+            few[:0],
+            None,
+            False,
+            self._device,
+        )
+        # The second epoch has no warm-up in it; a protocol of one epoch trains again from its start.
+        seconds = 0.0
+        for _ in range(2):
+            trainer.epoch = 0
+            seconds = trainer.train_epoch()["epoch_seconds"]
+        dataset = pair.dataset
+
+        def logits(pixels: torch.Tensor) -> torch.Tensor:
+            return module(normalise(pixels.to(self._device), dataset.mean, dataset.std))
+
+        shown = pair.test_indices()[: 2 * enough]
+        measures.evaluate(logits, pair.pipeline.evaluation("test", shown[: enough // 2]))
+        began = time.perf_counter()
+        measures.evaluate(logits, pair.pipeline.evaluation("test", shown))
+        return seconds / len(few), (time.perf_counter() - began) / len(shown)
 
 
 def _effects(plan: Plan, name: str, teacher: Teacher) -> list[AlphaEffect]:
-    space = plan.spec.spaces().get("loca")
+    """What the alphas of the first method that has one do to the teacher's targets."""
+    space = next((space for method, space in plan.spec.spaces().items() if _has_alpha(method)), None)
     if space is None:
         return []
     pair = plan.pairs[name]
-    train = pair.split("final").train[:_SAMPLE]
-    views = CropFlip(pair.protocol.pad, pair.protocol.flip)
-    shown = views.apply(pair.dataset.train_images[train], views.view_ids(0, 1, train))
-    logits = torch.cat([teacher.logits(some) for some in shown.split(500)])
-    target = pair.dataset.train_labels[train]
+    batches = pair.split(FINAL).train[:_SAMPLE].split(_BATCH)
+    answers, targets = [], []
+    for shown in pair.pipeline.training(0, 1, batches):
+        answers.append(teacher.logits(shown.views[0], shown.indices))
+        targets.append(shown.labels)
+    logits, target = torch.cat(answers), torch.cat(targets)
     if space.sampled:
         axis = dict(space.axes).get("alpha")
         alphas = axis.ends if isinstance(axis, Range) else axis.values if axis else ()
-        settings = [(alpha, pair.protocol.tau) for alpha in alphas]
+        settings = [(float(alpha), pair.protocol.tau) for alpha in alphas]
     else:
-        resolved = [space.resolve(values, pair.protocol) for values in space.grid()]
-        settings = list(dict.fromkeys((values["alpha"], values["tau"]) for values in resolved))
+        resolved = [pair.resolve(space, values) for values in space.grid()]
+        pairs = [(float(values["alpha"]), float(values.get("tau", pair.protocol.tau))) for values in resolved]
+        settings = list(dict.fromkeys(pairs))
     effects = []
     for alpha, tau in settings:
         calibrated = loca_logits(logits, target, alpha, tau)
@@ -221,6 +256,10 @@ def _effects(plan: Plan, name: str, teacher: Teacher) -> list[AlphaEffect]:
             )
         )
     return effects
+
+
+def _has_alpha(method: str) -> bool:
+    return any(parameter.name == "alpha" for parameter in objectives.get(method).parameters)
 
 
 def _spread(plan: Plan, store: Store | None) -> tuple[float, str]:
@@ -263,6 +302,8 @@ def _warnings(plan: Plan, found: Forecast) -> list[str]:
                     f"{pair.pair}: alpha {effect.alpha:g} leaves the simplex on {100 * effect.capped:.1f} % of the "
                     f"views, which are capped; every alpha below {bound:.4g} is valid on all"
                 )
+    if not plan.spec.methods:
+        return notes
     if found.resolvable is None:
         notes.append("one seed: no interval and no test; two methods cannot be told apart. Use seeds: 3 or more")
     elif found.resolvable > PLAUSIBLE_DIFFERENCE:
@@ -271,10 +312,7 @@ def _warnings(plan: Plan, found: Forecast) -> list[str]:
             f"papers' gains are mostly below {PLAUSIBLE_DIFFERENCE} points. Use more seeds, or expect to see large "
             "effects only"
         )
-    test_images = min(
-        len(pair.dataset.test_labels) if (test := pair.test_indices()) is None else len(test)
-        for pair in plan.pairs.values()
-    )
+    test_images = min(len(pair.test_indices()) for pair in plan.pairs.values())
     # Two accuracies on the same images differ by chance at most as much as on independent ones.
     chance = 100 * NormalDist().inv_cdf(0.975) * math.sqrt(2 * 0.7 * 0.3 / test_images)
     if test_images < 2_000:

@@ -6,7 +6,7 @@ import shutil
 import sys
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import yaml
 from rich import box
@@ -26,6 +26,7 @@ out = Console(highlight=False)
 
 
 def print_plan(spec: Spec) -> None:
+    from search_spaces.spaces import written
     from study.service import expected_runs
 
     out.print(yaml.safe_dump(spec.model_dump(mode="json"), sort_keys=False).rstrip(), markup=False)
@@ -36,7 +37,7 @@ def print_plan(spec: Spec) -> None:
         else:
             grid = list(space.grid())
             number = len(grid)
-            points = "; ".join(", ".join(f"{k} {v:g}" for k, v in values.items()) for values in grid if values)
+            points = "; ".join(", ".join(f"{k} {written(v)}" for k, v in values.items()) for values in grid if values)
         table.add_row(name, points or "the protocol's values", str(number * len(spec.seeds) * len(spec.pairs)))
     out.print(table)
     final = " (the final stage's among them)" if spec.chosen_by == "validation" else ""
@@ -125,7 +126,7 @@ def print_teachers(records: list[TeacherRecord]) -> None:
             record.hash[:16],
             record.model,
             record.dataset,
-            f"{record.test_top1:.2f}",
+            f"{record.test_top1:.2f}" + (f" ({record.folds} folds)" if record.folds else ""),
             f"{100 * record.mis_instruction_ratio:.2f} %",
             record.trained_on,
         )
@@ -141,6 +142,17 @@ def command() -> str:
         return str(called.relative_to(Path.cwd()))
     except ValueError:
         return "kdstudy"
+
+
+def plain(value: Any) -> str:
+    """A field's value as a spec writes it."""
+    if value is None:
+        return "null"
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(map(plain, value))}]"
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def table_of(*columns: str) -> Table:

@@ -14,6 +14,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from search_spaces.spaces import written
 from study.plan import FINAL, TEACHER
 from study.store import DONE, FAILED, PRUNED, RUNNING, RunRow, Store
 
@@ -91,7 +92,8 @@ class Progress:
         for members in points.values():
             values = [v for run in members if (v := self._value(run)) is not None]
             if values and (best[0] is None or sum(values) / len(values) > best[0]):
-                shown = [f"{k} {v:.4g}" for k, v in members[0].parameters.items() if k not in ("tau", "beta", "gamma")]
+                given = members[0].parameters.items()
+                shown = [f"{name} {written(value)}" for name, value in given if name not in ("tau", "beta", "gamma")]
                 best = sum(values) / len(values), " ".join([*shown, f"(n {len(values)})"])
         return best
 

@@ -1,6 +1,7 @@
 """Which point next: one Optuna study for each pair and method.
 
-Lists are enumerated and enqueued, ranges are sampled. Our point rows are the truth and Optuna's trials follow: a point
+Lists are enumerated and enqueued, ranges are sampled: first the protocol's own values and, where asked for, the best
+points of pairs that were searched before. Our point rows are the truth and Optuna's trials follow: a point
 is told once, when its runs have ended, and `reconcile` mends what a driver that died left between the two.
 """
 
@@ -15,9 +16,10 @@ from filelock import FileLock
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
 from optuna.trial import TrialState
 
-from search_spaces.spaces import MethodSpace, Range
+from search_spaces.spaces import MethodSpace, Range, Value
 from study.spec import SearchSpec
 from study.store import COMPLETE, FAILED, PRUNED, PointRow
+from trainables import objectives
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
@@ -67,16 +69,16 @@ class PointSearch:
             epoch *= self._search.reduction
         return tuple(rungs)
 
-    def add(self, values: dict[str, float]) -> int:
-        """A listed point's trial."""
-        self._study.enqueue_trial(values)
+    def add(self, values: dict[str, Value]) -> int:
+        """The trial of a point that is given: listed, or tried first."""
+        self._study.enqueue_trial(self._drawn(values))
         return self._ask()[0]
 
-    def sample(self) -> tuple[int, dict[str, float]]:
+    def sample(self) -> tuple[int, dict[str, Value]]:
         """A new point from the sampler, with its trial."""
         return self._ask()
 
-    def _ask(self) -> tuple[int, dict[str, float]]:
+    def _ask(self) -> tuple[int, dict[str, Value]]:
         # A sampler made anew with the same seed would repeat itself, so its seed follows the number of trials.
         number = len(self._study.get_trials(deepcopy=False))
         self._study.sampler = self._sampler(_seed(self._search.seed, self._study.study_name, number))
@@ -84,12 +86,21 @@ class PointSearch:
         self._asked[trial.number] = trial
         return trial.number, self._values(trial.params)
 
-    def _values(self, params: dict[str, Any]) -> dict[str, float]:
-        values = {}
+    def _values(self, params: dict[str, Any]) -> dict[str, Value]:
+        values: dict[str, Value] = {}
         for name, axis in self.space.axes:
             drawn_as_margin = isinstance(axis, Range) and axis.margin
             values[name] = 1.0 - params["margin"] if drawn_as_margin else params[name]
         return values
+
+    def _drawn(self, values: dict[str, Value]) -> dict[str, Any]:
+        """The values under the names and on the scales of Optuna's distributions."""
+        drawn: dict[str, Any] = dict(values)
+        for name, axis in self.space.axes:
+            if isinstance(axis, Range) and axis.margin:
+                # 1 - alpha may miss an end of the range by its last bit.
+                drawn["margin"] = min(max(1.0 - float(drawn.pop(name)), axis.low), axis.high)
+        return drawn
 
     def report(self, trial: int, epoch: int, value: float) -> bool:
         """Hand a value at a rung to the pruner; True if the point should stop."""
@@ -131,14 +142,18 @@ class PointSearch:
 
     def _distributions(self) -> dict[str, BaseDistribution]:
         found: dict[str, BaseDistribution] = {}
+        options = {option.name: option.choices for option in objectives.get(self.space.method).options}
         for name, axis in self.space.axes:
             if isinstance(axis, Range):
                 found["margin" if axis.margin else name] = FloatDistribution(axis.low, axis.high, log=axis.log)
             elif self.space.sampled:
                 found[name] = CategoricalDistribution(axis.values)
+            elif name in options:
+                found[name] = CategoricalDistribution(options[name])
             else:
                 # Not categorical: the list may grow later, which Optuna refuses for categories.
-                found[name] = FloatDistribution(min(axis.values), max(axis.values))
+                numbers = [float(value) for value in axis.values]
+                found[name] = FloatDistribution(min(numbers), max(numbers))
         return found
 
     def _sampler(self, seed: int) -> optuna.samplers.BaseSampler:

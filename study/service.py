@@ -15,15 +15,17 @@ from typing import Any
 from filelock import FileLock, Timeout
 from rich.console import Console
 
+from search_spaces.spaces import MethodSpace
 from study import launcher, record, teachers, tracking
 from study.driver import Driver
 from study.errors import DONE as EXIT_DONE
 from study.errors import INTERRUPTED, RUNS_FAILED, RequestError
 from study.home import Home, open_home
-from study.plan import TEACHER, Plan
+from study.plan import TEACHER, PairPlan, Plan
 from study.progress import Display, Progress
 from study.spec import Spec, difference, parse_spec
 from study.store import DONE, FAILED, PRUNED, RunRow, Store
+from trainables import data, splits
 from trainables.teachers import Teacher
 
 log = logging.getLogger("kdstudy.service")
@@ -167,6 +169,7 @@ class _Running:
             self.store,
             device=machine.device,
             threads=machine.threads,
+            workers=machine.workers,
             owner_alive=lambda study: is_driven(self.home, study),
             adopt=lambda pairs: self._adopt(pairs, found),
         )
@@ -204,6 +207,7 @@ class _Running:
         self.progress.note = "measuring the teachers"
         entries = [teachers.overview(self.plan, pair, teacher, before) for pair, teacher in found.items()]
         notes = [note for entry in entries for note in teachers.warnings(self.plan, entry)]
+        notes += [note for pair in self.plan.pairs.values() for note in teachers.remarks(self.plan, self.store, pair)]
         self.store.update_info(self.name, teachers=entries, warnings=notes)
         self.progress.note = ""
         return TEACHERS_DONE if self.teachers_only else None
@@ -220,8 +224,9 @@ class _Running:
         )
 
     def _expected_runs(self) -> int:
-        spec = self.plan.spec
-        return expected_runs(spec) + sum(spec.trains_teacher_of(pair) for pair in spec.pairs)
+        trained = [pair for pair in self.plan.pairs.values() if self.plan.spec.trains_teacher_of(pair.spec)]
+        teachers_runs = {self.plan.teacher_run(pair.name, fold).run_id for pair in trained for fold in pair.folds}
+        return expected_runs(self.plan.spec) + len(teachers_runs)
 
     def _sync(self, tracker: tracking.Tracker, track_later: bool) -> bool:
         """The last pass, with everything in it; False where MLflow does not take it now."""
@@ -242,6 +247,7 @@ class _Running:
             self.store.runs(self.name),
             wall_seconds=info["wall_seconds"],
             stopped_by=driver.stopping,
+            students=bool(self.plan.spec.methods),
             warnings=tuple(info.get("warnings", ())),
             tracked=tracked,
         )
@@ -253,10 +259,11 @@ def summarise(
     *,
     wall_seconds: float,
     stopped_by: str | None,
+    students: bool = True,
     warnings: tuple[str, ...] = (),
     tracked: bool = True,
 ) -> Summary:
-    """Count a study's runs; a run that several points share counts once."""
+    """Count a study's runs; a run that several points share counts once. `students`: whether it trains any."""
     unique = list({(run.stage, run.run_id): run for run in runs}.values())
     states = [run.state_here for run in unique]
     reasons: dict[str, int] = {}
@@ -265,7 +272,7 @@ def summarise(
             reasons[run.reason or "no reason known"] = reasons.get(run.reason or "no reason known", 0) + 1
     failed = states.count(FAILED)
     waiting = len(states) - failed - states.count(DONE) - states.count(PRUNED)
-    begun = any(run.stage != TEACHER for run in unique)
+    begun = not students or any(run.stage != TEACHER for run in unique)
     stopped = waiting > 0 or ((stopped_by is not None or not begun) and not failed)
     return Summary(
         study=study,
@@ -283,49 +290,68 @@ def summarise(
     )
 
 
+def points_of(spec: Spec, space: MethodSpace) -> int:
+    """How many points a pair has of a method."""
+    return (spec.search.points or 0) if space.sampled else len(list(space.grid()))
+
+
 def expected_runs(spec: Spec) -> int:
     """Runs of students that a spec asks for, if nothing is pruned."""
     seeds = len(spec.seeds)
-    points = sum(
-        (spec.search.points or 0) if space.sampled else len(list(space.grid())) for space in spec.spaces().values()
-    )
+    points = sum(points_of(spec, space) for space in spec.spaces().values())
     final = len(spec.methods) * spec.search.final_top if spec.chosen_by == "validation" else 0
     return (points + final) * len(spec.pairs) * seeds
 
 
 def describe(plan: Plan) -> dict[str, Any]:
-    """What a study's record says of its question, protocol and data, and of what was cut."""
-    first = next(iter(plan.pairs.values()))
-    split = first.split(plan.first_stage)
-    test = first.test_indices()
-    full_train, full_test = len(first.dataset.train_labels), len(first.dataset.test_labels)
-    test_images = full_test if test is None else len(test)
-    cuts = []
-    changes = first.protocol.changes()
-    for name, base, value in changes:
-        if name == "epochs" and value < base:
-            cuts.append(f"epochs {base} → {value}")
-    uncut = first.uncut_images(plan.first_stage)
-    if len(split.train) < uncut:
-        cuts.append(f"training images {uncut:,} → {len(split.train):,}")
-    if test is not None:
-        cuts.append(f"test images {full_test:,} → {test_images:,}")
+    """What a study's record says of its question, and for each pair of its protocol and data, and of what was cut.
+
+    What the first pair has stands for the study too, where a reader wants one line.
+    """
+    sections = {name: _describe_pair(plan, pair) for name, pair in plan.pairs.items()}
     return {
         "question": plan.spec.question,
         "mode": plan.spec.mode,
         "selection": plan.spec.chosen_by,
-        "protocol": {"base": first.protocol.base, **first.protocol.identity()},
+        "pairs": sections,
+        **next(iter(sections.values())),
+        "cuts": list(dict.fromkeys(cut for section in sections.values() for cut in section["cuts"])),
+    }
+
+
+def _describe_pair(plan: Plan, pair: PairPlan) -> dict[str, Any]:
+    split, test = pair.split(plan.first_stage), pair.test_indices()
+    full_train, full_test = (
+        len(splits.members(labels)) for labels in (pair.dataset.train_labels, pair.dataset.test_labels)
+    )
+    cuts = []
+    changes = pair.protocol.changes(pair.pair.student)
+    for name, base, value in changes:
+        if name == "epochs" and value < base:
+            cuts.append(f"epochs {base} → {value}")
+    uncut = pair.uncut_images(plan.first_stage)
+    if len(split.train) < uncut:
+        cuts.append(f"training images {uncut:,} → {len(split.train):,}")
+    if len(test) < full_test:
+        cuts.append(f"test images {full_test:,} → {len(test):,}")
+    return {
+        "protocol": {"base": pair.protocol.base, **pair.protocol.identity()},
         "protocol_changes": [{"field": name, "base": base, "value": value} for name, base, value in changes],
         "cuts": cuts,
         "data": {
-            "name": first.data.name,
-            "hash": first.dataset.hash,
-            "num_classes": first.dataset.num_classes,
+            "name": pair.data.name,
+            "hash": pair.dataset.hash,
+            "num_classes": pair.dataset.num_classes,
+            "mean": list(pair.dataset.mean),
+            "std": list(pair.dataset.std),
             "train_images": len(split.train),
             "validation_images": len(split.validation),
-            "test_images": test_images,
+            "test_images": len(test),
             "full_train_images": full_train,
             "full_test_images": full_test,
+            "label_noise": pair.data.label_noise,
+            "classes_of": data.get(pair.data.name).num_classes if pair.data.classes is not None else None,
+            "skipped_images": pair.dataset.skipped,
         },
     }
 

@@ -44,6 +44,23 @@ class DataSpec(_Part):
     test_limit: int | None = Field(None, ge=1, description="stratified sample of the test images")
     validation: float = Field(0.1, gt=0, lt=1, description="share of train that a search values its points on")
     split_seed: int = Field(0, ge=0, description="seed of the split, apart from the seeds of the runs")
+    classes: int | tuple[int | str, ...] | None = Field(
+        None, description="only these classes: the first so many, or a list of numbers or names"
+    )
+    label_noise: float = Field(0.0, ge=0, lt=1, description="share of the training labels that are made wrong")
+    noise_seed: int = Field(0, ge=0, description="seed of the label noise")
+    bad_images: Literal["fail", "skip"] = Field("fail", description="what an image that does not decode comes to")
+
+    @property
+    def source(self) -> dict[str, Any]:
+        """What decides which images and labels there are, where to read them, as `runner.load_data` takes it."""
+        return self.model_dump(mode="json", include=_SOURCE)
+
+    @property
+    def variant(self) -> dict[str, Any]:
+        """What makes the labels differ from the original's; empty where they are the original's."""
+        found: dict[str, Any] = {"classes": self.model_dump(mode="json")["classes"]} if self.classes else {}
+        return found | ({"noise": [self.label_noise, self.noise_seed]} if self.label_noise else {})
 
     @field_validator("name")
     @classmethod
@@ -57,14 +74,29 @@ class DataSpec(_Part):
         return None if root is None else _absolute(root)
 
 
+_SOURCE = {"name", "root", "classes", "label_noise", "noise_seed", "bad_images"}
+
+
 class TeacherSpec(_Part):
     """Where the teacher comes from and what it saw."""
 
-    regime: Literal["seen", "held_out"] = Field("seen", description="what the teacher saw of the students' images")
+    regime: Literal["seen", "held_out", "cross_fitted"] = Field(
+        "seen", description="what the teacher saw of the students' images: all, none, or none of those it answers"
+    )
     checkpoint: str | None = Field(
         None, description="name or hash in `kdstudy teacher list`; none: it is trained first"
     )
-    fraction: float = Field(0.5, gt=0, lt=1, description="held_out: the share of train that the teacher learns from")
+    fraction: float = Field(
+        0.5,
+        ge=0,
+        lt=1,
+        description="held_out: the share of train for the teacher; 0 for one that was trained elsewhere",
+    )
+    folds: int = Field(5, ge=2, le=100, description="cross_fitted: how many networks; each knows all folds but one")
+    stop_at: float | None = Field(
+        None, gt=0, le=100, description="its training ends when its top-1 on the views it trains on reaches this, %"
+    )
+    train_limit: int | None = Field(None, ge=2, description="stratified sample of the images that it learns from")
     seed: int = Field(0, ge=0, description="seed of its training")
     protocol: dict[str, Any] = Field(
         default_factory=dict, description="fields in which its training differs from the students'"
@@ -72,9 +104,14 @@ class TeacherSpec(_Part):
 
 
 class PairSpec(_Part):
-    """A pair, with the teacher and data where they differ from the study's."""
+    """A pair, with the teacher, data and protocol where they differ from the study's.
+
+    A pair may stand several times, with different teachers or data, when each has a label of its own.
+    """
 
     pair: str
+    protocol: dict[str, Any] = Field(default_factory=dict)
+    label: str = Field("", pattern=r"^[A-Za-z0-9._+%-]{0,40}$", description="tells apart what has the same pair")
     teacher: dict[str, Any] = Field(default_factory=dict)
     data: dict[str, Any] = Field(default_factory=dict)
 
@@ -83,6 +120,11 @@ class PairSpec(_Part):
     def _known(cls, name: str) -> str:
         pairs.get(name)
         return name
+
+    @property
+    def key(self) -> str:
+        """The pair, with its label where it has one."""
+        return f"{self.pair}@{self.label}" if self.label else self.pair
 
     @field_validator("data")
     @classmethod
@@ -100,6 +142,10 @@ class SearchSpec(_Part):
     first_rung: int = Field(1, ge=1, description="successive halving: the epoch of the first decision")
     reduction: int = Field(3, ge=2, description="successive halving: one of so many points goes on")
     final_top: int = Field(1, ge=1, description="points a pair and method that the final stage trains again")
+    defaults_first: bool = Field(True, description="try the protocol's own values first, where the ranges have them")
+    warm_start: int = Field(
+        0, ge=0, description="best points of each pair searched before, by this study or another, that are tried next"
+    )
 
 
 class Budget(_Part):
@@ -119,7 +165,7 @@ class Spec(_Part):
     data: DataSpec
     teacher: TeacherSpec = TeacherSpec()  # type: ignore[call-arg]
     pairs: tuple[PairSpec, ...] = Field(min_length=1)
-    methods: dict[str, dict[str, Any]] = Field(min_length=1)
+    methods: dict[str, dict[str, Any]] = Field(description="none: the study measures its teachers and trains nobody")
     search: SearchSpec = SearchSpec()  # type: ignore[call-arg]
     selection: Literal["validation", "paper"] = Field(
         "validation", description="paper: choose by test accuracy, as the papers do; printed in every report"
@@ -176,7 +222,7 @@ class Spec(_Part):
 
     @model_validator(mode="after")
     def _fits_together(self) -> Spec:
-        names = [pair.pair for pair in self.pairs]
+        names = [pair.key for pair in self.pairs]
         for index, pair in enumerate(self.pairs):
             try:
                 data = self.data_of(pair)
@@ -186,15 +232,30 @@ class Spec(_Part):
                 teacher = self.teacher_of(pair)
             except ValidationError as error:
                 raise ValueError(f"pairs.{index}.teacher.{_first(error, ('teacher',))}") from None
-            shape = datasets.get(data.name).shape
-            for model in (pairs.get(pair.pair).teacher, pairs.get(pair.pair).student):
-                _require_shape(model, data.name, shape, f"pairs.{index}")
+            architectures = pairs.get(pair.pair)
             try:
-                resolve_protocol({**self.protocol, **teacher.protocol})
+                protocol = self.protocol_of(pair)
+            except ValueError as error:
+                raise ValueError(f"pairs.{index}.protocol: {str(error).removeprefix('protocol.')}") from None
+            try:
+                self.teacher_protocol_of(pair)
             except ValueError as error:
                 raise ValueError(f"teacher.protocol: {str(error).removeprefix('protocol.')}") from None
+            shape = datasets.get(data.name).shape
+            if shape is not None and protocol.image_size is not None:
+                shape = (shape[0], protocol.image_size, protocol.image_size)
+            for model in (architectures.teacher, architectures.student):
+                if shape is not None:
+                    _require_shape(model, data.name, shape, f"pairs.{index}")
+            if teacher.regime == "held_out" and not teacher.fraction and teacher.checkpoint is None:
+                raise ValueError(
+                    f"pairs.{index}: teacher.fraction: 0 leaves the teacher no image to learn from; only a checkpoint "
+                    "that was trained elsewhere needs none"
+                )
+            if teacher.stop_at is not None and teacher.checkpoint is not None:
+                raise ValueError(f"pairs.{index}: teacher.stop_at is for a teacher that is trained, no checkpoint")
         if len(set(names)) < len(names):
-            raise ValueError("pairs: a pair stands twice; give the second its own study")
+            raise ValueError("pairs: a pair stands twice; give each a label of its own: {pair: …, label: …}")
         sampled = [name for name, raw in self.methods.items() if spaces.parse_method(name, raw).sampled]
         if sampled and self.search.sampler == "grid":
             raise ValueError(
@@ -228,7 +289,7 @@ class Spec(_Part):
     def trains_teacher_of(self, pair: PairSpec) -> bool:
         """Whether a pair's teacher has to be trained first: some method needs one, and none is named."""
         taught = any(objectives.get(method).needs_teacher for method in self.methods)
-        return taught and self.teacher_of(pair).checkpoint is None
+        return (taught or not self.methods) and self.teacher_of(pair).checkpoint is None
 
     def data_of(self, pair: PairSpec) -> DataSpec:
         """The data of one pair."""
@@ -238,13 +299,22 @@ class Spec(_Part):
         """The teacher of one pair."""
         return TeacherSpec(**{**self.teacher.model_dump(), **pair.teacher})
 
+    def protocol_of(self, pair: PairSpec) -> protocols.Protocol:
+        """The protocol of one pair's students: the base may treat a student in a way of its own."""
+        return resolve_protocol({**self.protocol, **pair.protocol}, pairs.get(pair.pair).student)
+
+    def teacher_protocol_of(self, pair: PairSpec) -> protocols.Protocol:
+        """The protocol of one pair's teacher, where it is trained here."""
+        fields = {**self.protocol, **pair.protocol, **self.teacher_of(pair).protocol}
+        return resolve_protocol(fields, pairs.get(pair.pair).teacher)
+
 
 # Seeds from here on belong to the final stage, so that it never repeats a seed that chose the point.
 FINAL_SEED = 1_000_000
 
 
-def resolve_protocol(raw: Mapping[str, Any]) -> protocols.Protocol:
-    """The protocol that a spec names, with its changes.
+def resolve_protocol(raw: Mapping[str, Any], student: str | None = None) -> protocols.Protocol:
+    """The protocol that a spec names, as it is for a student, with its changes.
 
     Raises:
         ValueError: no base, an unknown base or field, or a value that the field cannot take.
@@ -253,7 +323,7 @@ def resolve_protocol(raw: Mapping[str, Any]) -> protocols.Protocol:
     base = fields.pop("base", None)
     if not isinstance(base, str):
         raise ValueError(f"base is missing or no name; it is one of: {', '.join(protocols.names())}")
-    return protocols.resolve(base, **fields)
+    return protocols.resolve(base, student, **fields)
 
 
 def load_spec(source: str | Path, overrides: Sequence[str] = ()) -> Spec:
@@ -314,13 +384,13 @@ def difference(old: Spec, new: Spec) -> list[str]:
         found.append(f"seeds lost {lost}")
     if (old.search.points or 0) > (new.search.points or 0):
         found.append(f"search.points: {old.search.points} -> {new.search.points}")
-    new_pairs = {pair["pair"]: pair for pair in after["pairs"]}
-    for pair in before["pairs"]:
-        if pair["pair"] not in new_pairs:
-            found.append(f"pairs lost {pair['pair']}")
+    new_pairs = {pair.key: pair.model_dump(mode="json") for pair in new.pairs}
+    for pair in old.pairs:
+        if pair.key not in new_pairs:
+            found.append(f"pairs lost {pair.key}")
         else:
-            key = f"pairs.{pair['pair']}"
-            found += _changed(key, pair, new_pairs[pair["pair"]], free={f"{key}.data.root"})
+            key = f"pairs.{pair.key}"
+            found += _changed(key, pair.model_dump(mode="json"), new_pairs[pair.key], free={f"{key}.data.root"})
     for method, space in old.spaces().items():
         if method not in new.methods:
             found.append(f"methods lost {method}")
@@ -367,12 +437,13 @@ def _protocol(spec: Spec) -> dict[str, Any]:
     return resolve_protocol(spec.protocol).identity()
 
 
-def _require_shape(model: str, dataset: str, shape: tuple[int, ...], key: str) -> None:
+def _require_shape(model: str, dataset: str, shape: tuple[int, int, int], key: str) -> None:
     from trainables import models
 
-    wanted = models.get(model).input_shape
-    if tuple(wanted) != tuple(shape):
-        raise ValueError(f"{key}: {model} sees images of {tuple(wanted)}, and those of {dataset} are {tuple(shape)}")
+    try:
+        models.get(model).require(shape)
+    except ValueError as error:
+        raise ValueError(f"{key}: {error} (the images of {dataset})") from None
 
 
 def _find(source: str | Path) -> Path:
@@ -395,15 +466,24 @@ def _set(raw: dict[str, Any], override: str) -> None:
         value = yaml.load(text, Loader=_UniqueKeys)
     except yaml.YAMLError:
         raise RequestError(f"--set {override}: {text!r} is no YAML value") from None
-    node = raw
-    for part in parts[:-1]:
-        child = node.setdefault(part, {})
+    node: Any = raw
+    for part, below in zip(parts, [*parts[1:], None], strict=True):
+        where: Any = part
+        if isinstance(node, list):
+            if not part.isdigit() or int(part) >= len(node):
+                raise RequestError(f"--set {override}: {part!r} is no place of its list, which has {len(node)}")
+            where = int(part)
+        if below is None:
+            node[where] = value
+            return
+        child = node[where] if isinstance(node, list) else node.setdefault(part, {})
+        if isinstance(node, list) and isinstance(child, str):
+            child = node[where] = {"pair": child}  # the short form of a pair
         if child is None:
-            child = node[part] = {}
-        if not isinstance(child, dict):
+            child = node[where] = {}
+        if not isinstance(child, dict | list):
             raise RequestError(f"--set {override}: {part} is {child!r}, which has no keys below it")
         node = child
-    node[parts[-1]] = value
 
 
 # What pydantic calls by Python's names, in a spec's words.

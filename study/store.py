@@ -21,7 +21,7 @@ import sqlalchemy as sa
 
 from study.errors import RequestError
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 _BUSY_SECONDS = 60  # a writer's patience with the others
 
 WAITING, RUNNING, DONE, FAILED, PRUNED = "WAITING", "RUNNING", "DONE", "FAILED", "PRUNED"
@@ -56,6 +56,7 @@ _points = sa.Table(
     sa.Column("trial", sa.Integer),  # Optuna's number in the study of this pair and method; none in the final stage
     sa.Column("state", sa.String(10), nullable=False),
     sa.Column("value", sa.Float),
+    sa.Column("origin", sa.String(200), nullable=False, server_default=""),  # who proposed it
 )
 
 _runs = sa.Table(
@@ -132,10 +133,11 @@ class PointRow:
     point_id: str
     pair: str
     method: str
-    parameters: dict[str, float]
+    parameters: dict[str, Any]
     trial: int | None
     state: str
     value: float | None
+    origin: str = ""
 
 
 @dataclass(frozen=True)
@@ -152,7 +154,8 @@ class RunRow:
     position: int
     pair: str
     method: str
-    parameters: dict[str, float]
+    parameters: dict[str, Any]
+    origin: str
     identity: dict[str, Any]
     state: str
     owner: str | None
@@ -198,6 +201,12 @@ class Store:
                 version = connection.scalar(sa.select(_schema.c.version))
                 if version is None:
                     connection.execute(sa.insert(_schema).values(version=SCHEMA_VERSION))
+                elif version == 1:
+                    # Points of version 1 did not say who had proposed them.
+                    connection.exec_driver_sql(
+                        "ALTER TABLE kdstudy_points ADD COLUMN origin VARCHAR(200) NOT NULL DEFAULT ''"
+                    )
+                    connection.execute(sa.update(_schema).values(version=SCHEMA_VERSION))
                 elif version != SCHEMA_VERSION:
                     # Inside the transaction, so that the tables of another version stay as they are.
                     raise RequestError(f"{path}: its schema is version {version}, this kdstudy reads {SCHEMA_VERSION}")
@@ -543,6 +552,7 @@ def _run_query() -> sa.Select[Any]:
             point.pair,
             point.method,
             point.parameters,
+            point.origin,
             run.identity,
             run.state,
             run.owner,

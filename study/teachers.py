@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from dataclasses import replace
 from datetime import UTC, datetime
+from statistics import fmean
 from typing import Any
+
+import torch
 
 from study.home import Home
 from study.plan import FINAL, TEACHER, PairPlan, Plan, digest, resolve_teacher
 from study.store import DONE, RunRow, Store
-from trainables import splits, teachers
+from trainables import measures, splits, teachers
 from trainables.files import read_checkpoint
 from trainables.teachers import Teacher, TeacherRecord
-from trainables.views import CropFlip
 
 # Enough views for a ratio to within a percentage point, and seconds even for a large teacher on a CPU.
 RATIO_VIEWS = 4_000
@@ -34,20 +36,24 @@ def find(plan: Plan) -> dict[str, Teacher]:
 
 
 def adopt(plan: Plan, store: Store, pair_name: str) -> Teacher | None:
-    """The teacher that a study's own run has trained, kept in the home; None where that run has not ended well."""
-    pair, planned = plan.pairs[pair_name], plan.teacher_run(pair_name)
-    runs = [run for run in store.runs(plan.spec.name, TEACHER) if run.run_id == planned.run_id]
-    if not runs or runs[0].state != DONE:
+    """The teacher that a study's own runs have trained, kept in the home; None where one of them has not ended well."""
+    pair = plan.pairs[pair_name]
+    planned = [plan.teacher_run(pair_name, fold).run_id for fold in pair.folds]
+    done = {run.run_id: run for run in store.runs(plan.spec.name, TEACHER) if run.state == DONE}
+    if not all(run_id in done for run_id in planned):
         return None
-    run = runs[0]
-    name = f"{pair.data.name}-{pair.pair.teacher}-{run.run_id[:8]}"
+    runs = [done[run_id] for run_id in planned]
+    named_by = planned[0] if len(planned) == 1 else digest(planned)
+    name = f"{pair.data.name}-{pair.pair.teacher}-{named_by[:8]}"
     teacher = _existing(plan.home, name)
     if teacher is None:
-        state_dict = read_checkpoint(plan.home.checkpoint(run.run_id, run.checkpoint or "none"))["model"]
-        record = describe(
-            name, pair, state_dict, run=run, trained_on="part" if pair.teacher.regime == "held_out" else "all"
-        )
-        teachers.save(plan.home.root, record, state_dict, trained_indices=pair.teacher_images())
+        states = [read_checkpoint(plan.home.checkpoint(run.run_id, run.checkpoint or "none"))["model"] for run in runs]
+        made = _made(name, pair, states, runs)
+        ratio, ratio_on = measure_ratio(made, pair)
+        record = replace(made.record, mis_instruction_ratio=ratio, ratio_on=ratio_on, ratio_views=_views(pair))
+        images = torch.cat([pair.teacher_images(fold) for fold in pair.folds]).unique()
+        weights = states[0] if made.folds is None else {"members": states, "folds": made.folds}
+        teachers.save(plan.home.root, record, weights, trained_indices=images)
         teacher = teachers.load(plan.home.root, record.hash)
     plan.teacher_hashes[pair_name] = teacher.record.hash
     return teacher
@@ -59,35 +65,51 @@ def _existing(home: Home, name: str) -> Teacher | None:
     return None
 
 
-def describe(name: str, pair: PairPlan, state_dict: dict[str, Any], *, run: RunRow, trained_on: str) -> TeacherRecord:
-    """The record of a teacher that was trained here, with its accuracy and its ratio on the students' views."""
-    dataset = pair.dataset
+def _trained_on(pair: PairPlan) -> str:
+    if pair.teacher.regime == "cross_fitted":
+        return "folds"
+    return "part" if pair.teacher.regime == "held_out" or pair.teacher.train_limit is not None else "all"
+
+
+def _made(name: str, pair: PairPlan, states: list[dict[str, Any]], runs: list[RunRow]) -> Teacher:
+    """The teacher that these runs trained, with all of its record but its mis-instruction ratio."""
+    dataset, model = pair.dataset, pair.pair.teacher
+    hashes = [teachers.content_hash(model, dataset.mean, dataset.std, state) for state in states]
+    folds, content = None, hashes[0]
+    if pair.teacher.regime == "cross_fitted":
+        folds = splits.make_folds(dataset.train_labels, pair.teacher.folds, pair.data.split_seed)
+        content = teachers.cross_fitted_hash(hashes, folds)
+    top1, top5 = ([(run.summary or {})[f"test_{top}_last"] for run in runs] for top in ("top1", "top5"))
     record = TeacherRecord(
         name=name,
-        hash=teachers.content_hash(pair.pair.teacher, dataset.mean, dataset.std, state_dict),
+        hash=content,
         dataset=pair.data.name,
         dataset_hash=dataset.hash,
-        model=pair.pair.teacher,
+        model=model,
         num_classes=dataset.num_classes,
         mean=dataset.mean,
         std=dataset.std,
-        trained_on=trained_on,
-        indices_digest=splits.digest(pair.teacher_images()),
-        test_top1=(run.summary or {})["test_top1_last"],
-        test_top5=(run.summary or {})["test_top5_last"],
+        trained_on=_trained_on(pair),
+        indices_digest=splits.digest(*(pair.teacher_images(fold) for fold in pair.folds)),
+        test_top1=fmean(top1),
+        test_top5=fmean(top5),
         mis_instruction_ratio=float("nan"),
         ratio_on="not measured",
-        origin=f"run {run.run_id}",
+        origin=", ".join(f"run {run.run_id}" for run in runs),
         created=datetime.now(UTC).isoformat(timespec="seconds"),
+        fold_top1=tuple(top1) if folds is not None else (),
     )
-    module = teachers.load_into(record.model, record.num_classes, state_dict, name)
-    ratio, ratio_on = measure_ratio(Teacher(record, module), pair)
-    return replace(record, mis_instruction_ratio=ratio, ratio_on=ratio_on, ratio_views=_views(pair))
+    modules = [teachers.load_into(model, dataset.num_classes, state, name) for state in states]
+    return Teacher(record, modules, folds)
 
 
 def _views(pair: PairPlan) -> str:
-    """A name for the views that a pair's students see."""
-    return digest({"pad": pair.protocol.pad, "flip": pair.protocol.flip, "split": pair.split(FINAL).digest})
+    """A name for the views and labels that a pair's students see."""
+    protocol = pair.protocol
+    shown = {"pad": protocol.pad, "flip": protocol.flip, "split": pair.split(FINAL).digest}
+    if protocol.views != "crop_flip" or protocol.image_size is not None:
+        shown |= {"views": protocol.views, "size": protocol.image_size, "resize": protocol.eval_resize}
+    return digest({**shown, **pair.data.variant})
 
 
 def measure_ratio(teacher: Teacher, pair: PairPlan) -> tuple[float, str]:
@@ -100,10 +122,9 @@ def measure_ratio(teacher: Teacher, pair: PairPlan) -> tuple[float, str]:
         return record.mis_instruction_ratio, record.ratio_on
     train = pair.split(FINAL).train
     images = train[splits.stratified(pair.dataset.train_labels[train], RATIO_VIEWS, seed=0)]
-    views = CropFlip(pair.protocol.pad, pair.protocol.flip)
     # Small images are cheap to show more than once, which narrows the estimate.
     repeats = max(1, min(10, RATIO_VIEWS // len(images)))
-    ratio = teachers.mis_instruction_ratio(teacher, pair.dataset, images, views, repeats, seed=0)
+    ratio = measures.mis_instruction_ratio(teacher, pair.pipeline, images, repeats, seed=0)
     return ratio, f"{repeats} views of each of {len(images):,} of the students' training images"
 
 
@@ -125,6 +146,7 @@ def overview(plan: Plan, pair_name: str, teacher: Teacher, before: list[dict[str
         "trained_on": record.trained_on,
         "test_top1": record.test_top1,
         "test_top5": record.test_top5,
+        "fold_top1": list(record.fold_top1),
         "mis_instruction_ratio": ratio,
         "ratio_on": ratio_on,
         "views": views,
@@ -133,9 +155,26 @@ def overview(plan: Plan, pair_name: str, teacher: Teacher, before: list[dict[str
 
 def warnings(plan: Plan, entry: dict[str, Any]) -> list[str]:
     """What a reader must know of a teacher before trusting a choice made with it."""
-    if plan.has_final and entry["regime"] == "seen" and entry["trained_on"] in ("unknown", "all"):
+    if plan.has_final and entry["regime"] == "seen" and entry["trained_on"] != "none":
         return [
             f"{entry['pair']}: the teacher {entry['name']} may have been trained on the validation part "
             f"(trained on: {entry['trained_on']}), so validation accuracy is not independent of it"
         ]
     return []
+
+
+def remarks(plan: Plan, store: Store, pair: PairPlan) -> list[str]:
+    """What a reader must know of a pair's data and of how its teacher was trained."""
+    found = []
+    if pair.dataset.skipped:
+        found.append(f"{pair.name}: {pair.dataset.skipped} images do not decode and were left out (bad_images: skip)")
+    wanted = pair.teacher.stop_at
+    if wanted is not None and plan.spec.trains_teacher_of(pair.spec):
+        for fold in pair.folds:
+            history = store.history(plan.teacher_run(pair.name, fold).run_id)
+            if history and history[-1]["train_top1"] < wanted:
+                found.append(
+                    f"{pair.name}: its teacher came to {history[-1]['train_top1']:.1f} % on the views that it trains "
+                    f"on, not to the {wanted:g} % of teacher.stop_at, in {len(history)} epochs"
+                )
+    return found

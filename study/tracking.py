@@ -19,6 +19,8 @@ import urllib.request
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+from search_spaces import pairs
+from search_spaces.spaces import written
 from study import mlflow_page
 from study.errors import RequestError
 from study.home import Home
@@ -247,6 +249,8 @@ class Tracker:
         history = self._store.history(run.run_id)
         identity = run.identity
         teacher = identity["teacher"]
+        architectures = run.pair.partition("/")[2].partition("@")[0]
+        known: dict[str, Any] = next((e for e in overview["teachers"] if teacher and e["pair"] == run.pair), {})
         self._show(
             tracked,
             key,
@@ -262,7 +266,8 @@ class Tracker:
                 "kdstudy.reason": (run.reason or "")[:4000],
                 "kdstudy.data_hash": identity["data"],
                 "kdstudy.teacher_hash": teacher or "",
-                "kdstudy.teacher_trained_on": _trained_on(overview, run.pair) if teacher else "",
+                "kdstudy.teacher_trained_on": f"{known['regime']}, {known['trained_on']}" if known else "",
+                "kdstudy.origin": run.origin,
                 "kdstudy.protocol_hash": digest(identity["protocol"]),
                 "kdstudy.device": run.device or "",
                 "kdstudy.code_version": str(overview.get("code_version", "")),
@@ -271,15 +276,16 @@ class Tracker:
             params={
                 "pair": run.pair,
                 "dataset": identity["dataset"],
-                "teacher": run.pair.partition("/")[2].partition("-")[0] if teacher else "",
+                "teacher": pairs.get(architectures).teacher if teacher else "",
                 "student": identity["student"],
                 "method": run.method,
                 "seed": str(run.seed),
                 "protocol": str(overview["protocol"]["base"]),
-                **{name: repr(value) for name, value in run.parameters.items()},
+                **{name: _param(value) for name, value in run.parameters.items()},
             },
             metrics={
-                **{f"hp.{name}": value for name, value in run.parameters.items()},
+                **{f"hp.{name}": value for name, value in run.parameters.items() if isinstance(value, float)},
+                **({f"teacher_{name}": known[name] for name in _TEACHER_METRICS if name in known}),
                 **((run.summary or {}) if ended else {}),
                 **({"device_seconds": run.device_seconds} if ended else {}),
             },
@@ -299,16 +305,21 @@ class Tracker:
         runs: Sequence[RunRow],
         live: bool,
     ) -> None:
-        trained = {run.pair: run for run in runs if run.stage == TEACHER and run.attempt > 0}
         known = {teacher["pair"]: teacher for teacher in overview["teachers"]}
-        for pair in {**trained, **known}:
-            run, teacher = trained.get(pair), known.get(pair, {})
+        trained: dict[tuple[str, int | None], RunRow | None] = {(pair, None): None for pair in known}
+        for each in runs:
+            if each.stage == TEACHER and each.attempt > 0:
+                trained.pop((each.pair, None), None)
+                trained[each.pair, each.parameters.get("fold")] = each
+        for (pair, fold), run in trained.items():
+            teacher = known.get(pair, {})
             history = self._store.history(run.run_id) if run else []
             state = run.state if run else DONE
+            which = "" if fold is None else f" without fold {fold}"
             self._show(
                 tracked,
-                f"teacher:{pair}",
-                name=f"teacher of {pair}",
+                f"teacher:{pair}{'' if fold is None else f':{fold}'}",
+                name=f"teacher of {pair}{which}",
                 tags={
                     "kdstudy.kind": "teacher",
                     "kdstudy.state": state,
@@ -390,10 +401,9 @@ def overview_of(store: Store, study: str) -> dict[str, Any]:
     }
 
 
-def _trained_on(overview: Mapping[str, Any], pair: str) -> str:
-    """What a pair's teacher saw: `held_out, part`, or `seen, unknown`."""
-    found = [f"{entry['regime']}, {entry['trained_on']}" for entry in overview["teachers"] if entry["pair"] == pair]
-    return found[0] if found else ""
+def _param(value: float | str | bool) -> str:
+    """A parameter as MLflow's params have it, which are text."""
+    return repr(value) if isinstance(value, float) else written(value)
 
 
 def _csv(history: Sequence[Mapping[str, float]]) -> str:
@@ -406,11 +416,11 @@ def _csv(history: Sequence[Mapping[str, float]]) -> str:
 
 
 def _run_name(run: RunRow) -> str:
-    shown = [f"{name}={value:g}" for name, value in _own(run)]
+    shown = [f"{name}={written(value)}" for name, value in _own(run)]
     return " ".join([run.method, *shown, f"seed={run.seed}", *([run.stage] if run.stage == "final" else [])])
 
 
-def _own(run: RunRow) -> Iterator[tuple[str, float]]:
+def _own(run: RunRow) -> Iterator[tuple[str, float | str | bool]]:
     """The parameters worth a name: alpha and a method's own, rather than what all methods share."""
     for name, value in run.parameters.items():
         if name not in ("tau", "beta", "gamma"):

@@ -11,7 +11,8 @@ other view is left as it is.
 An alpha above 1 + p_k / (1 - p_y) would make p'_y negative: such a view is capped, that is, s is at most
 (1 - CAP) / (1 - p_y), and p'_y at least CAP. No alpha below C / (C - 1) can do that.
 
-`loca` says this on probabilities; `loca_logits` computes it from logits in log space.
+`loca` says this on probabilities; `loca_logits` computes it from logits in log space, and has variants that show what
+matters about it: other views than the wrong ones are calibrated, or what the non-targets say there is destroyed.
 """
 
 import math
@@ -26,13 +27,21 @@ VERSION = 1
 CAP = 1e-6
 """The least probability that a calibrated view leaves to its label."""
 
+APPLY_TO = ("wrong", "right", "all")
+"""Which views LoCa calibrates: the mis-instructed ones, which is LoCa; the others; or every view."""
+
+NON_TARGET = ("keep", "uniform", "shuffle")
+"""What becomes of the non-target probabilities of a calibrated view, given their sum: their ratios are kept, which is
+LoCa; all are equal; or they change places at random."""
+
 
 class Calibrated(NamedTuple):
     """A calibrated batch.
 
     logits: (..., C) float32; softmax(logits / tau) is the calibrated distribution.
-    mis_instructed: (...) bool, the views that the calibration acted on.
-    capped: (...) bool, those of them on which alpha was too large for the simplex.
+    mis_instructed: (...) bool, the views on which the teacher was mis-instructed; a calibration acts on these and no
+        others, unless it was told to.
+    capped: (...) bool, the views that it acted on and for which alpha was too large for the simplex.
     """
 
     logits: Tensor
@@ -83,7 +92,15 @@ def loca(probabilities: Tensor, target: Tensor, alpha: float) -> Tensor:
     return torch.where(p_k >= p_y, calibrated, p)
 
 
-def loca_logits(teacher_logits: Tensor, target: Tensor, alpha: float, tau: float) -> Calibrated:
+def loca_logits(
+    teacher_logits: Tensor,
+    target: Tensor,
+    alpha: float,
+    tau: float,
+    apply_to: str = "wrong",
+    non_target: str = "keep",
+    wrong: Tensor | None = None,
+) -> Calibrated:
     """LoCa on logits (arXiv 2409.04778): the same distribution as `loca(softmax(teacher_logits / tau), ...)`.
 
     Only ratios to p_k matter in a softmax, and LoCa keeps all of them but the label's. Dividing p'_y by p'_k and
@@ -96,25 +113,37 @@ def loca_logits(teacher_logits: Tensor, target: Tensor, alpha: float, tau: float
     subtracted. 1 / r is a sum of exponentials, the largest of which is 1, so it lies in 1 .. C-1 and neither overflows
     nor underflows.
 
+    The formula gives a margin of 1 - alpha to any view, right or wrong; `apply_to` chooses the views. `non_target` then
+    acts on the same views and leaves p'_y as it is: `uniform` gives each other class (1 - p'_y) / (C - 1), `shuffle`
+    permutes the other classes' probabilities.
+
     Args:
         teacher_logits: (..., C), any floating type.
         target: (...) int64.
         alpha: above 0; up to C / (C - 1) no view is capped.
         tau: temperature, above 0.
+        apply_to: one of `APPLY_TO`.
+        non_target: one of `NON_TARGET`. A shuffle draws from torch's global generator, anew in each call.
+        wrong: (...) bool, the mis-instructed views, where that was decided on logits that have been rounded since.
 
     Returns:
-        `Calibrated`. Views that are not mis-instructed have their logits unchanged, bit for bit, in float32. `capped`
-        means that the label would have had less than CAP.
+        `Calibrated`. Views that are not acted on have their logits unchanged, bit for bit, in float32. `capped` means
+        that the label would have had less than CAP.
 
     Raises:
-        ValueError: alpha is not a positive, finite number.
+        ValueError: alpha is not a positive, finite number; an unknown choice.
     """
     _check_alpha(alpha)
+    _check_choice("apply_to", apply_to, APPLY_TO)
+    _check_choice("non_target", non_target, NON_TARGET)
     z, y = _widened(teacher_logits), target.unsqueeze(-1)
     z_y = z.gather(-1, y)
     others = _without_target(z, y)
     z_k = others.amax(-1, keepdim=True)
-    mis = z_k >= z_y
+    mis = z_k >= z_y if wrong is None else wrong.unsqueeze(-1)
+    acted_on = mis
+    if apply_to != "wrong":
+        acted_on = ~mis if apply_to == "right" else torch.ones_like(mis)
 
     one_over_r = others.sub_(z_k).div_(tau).exp_().sum(-1, keepdim=True)
     # Where alpha leaves the simplex the logarithm is that of a negative number; the cap then takes its place.
@@ -122,19 +151,26 @@ def loca_logits(teacher_logits: Tensor, target: Tensor, alpha: float, tau: float
     log_ratio = numerator.log() - math.log(alpha)
     # p'_y = CAP, in the same terms: p'_k = r * (1 - CAP).
     log_ratio_at_cap = one_over_r.log() + math.log(CAP / (1 - CAP))
-    capped = mis & (log_ratio < log_ratio_at_cap)
+    capped = acted_on & (log_ratio < log_ratio_at_cap)
 
     moved_z_y = z_k + tau * torch.maximum(log_ratio, log_ratio_at_cap)
-    logits = z.scatter(-1, y, torch.where(mis, moved_z_y, z_y)).float()
-    return Calibrated(logits, mis.squeeze(-1), capped.squeeze(-1))
+    logits = z.scatter(-1, y, torch.where(acted_on, moved_z_y, z_y))
+    if non_target == "uniform":
+        # The same logsumexp over the others, log(1 / r) above z_k / tau, from C - 1 equal logits.
+        level = z_k + tau * (one_over_r / (z.shape[-1] - 1)).log()
+        logits = torch.where(acted_on, level.expand_as(z).scatter(-1, y, moved_z_y), logits)
+    elif non_target == "shuffle":
+        logits = torch.where(acted_on, _shuffled(logits, y), logits)
+    return Calibrated(logits.float(), mis.squeeze(-1), capped.squeeze(-1))
 
 
-def swap_logits(teacher_logits: Tensor, target: Tensor) -> Calibrated:
+def swap_logits(teacher_logits: Tensor, target: Tensor, wrong: Tensor | None = None) -> Calibrated:
     """On mis-instructed views, exchange the label's logit with the largest one (probability shift, arXiv 1911.07471).
 
     Args:
         teacher_logits: (..., C), any floating type.
         target: (...) int64.
+        wrong: (...) bool, the mis-instructed views, where that was decided on logits that have been rounded since.
 
     Returns:
         `Calibrated`; nothing is ever capped. Among several largest classes the first one takes part.
@@ -142,7 +178,7 @@ def swap_logits(teacher_logits: Tensor, target: Tensor) -> Calibrated:
     z, y = _widened(teacher_logits), target.unsqueeze(-1)
     z_y = z.gather(-1, y)
     z_k, k = _without_target(z, y).max(-1, keepdim=True)
-    mis = z_k >= z_y
+    mis = z_k >= z_y if wrong is None else wrong.unsqueeze(-1)
     logits = z.scatter(-1, k, torch.where(mis, z_y, z_k)).scatter_(-1, y, torch.where(mis, z_k, z_y)).float()
     return Calibrated(logits, mis.squeeze(-1), torch.zeros_like(mis.squeeze(-1)))
 
@@ -174,6 +210,20 @@ def capped_bound(num_classes: int) -> float:
 def _check_alpha(alpha: float) -> None:
     if not 0 < alpha < math.inf:
         raise ValueError(f"alpha is {alpha}: it must be a finite number above 0")
+
+
+def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise ValueError(f"{name} is {value!r}; it must be one of {', '.join(choices)}")
+
+
+def _shuffled(logits: Tensor, y: Tensor) -> Tensor:
+    """The logits of all classes but the label's, (..., 1), in an order drawn for each view."""
+    # Sorted by random keys, the label's below all others: first the label, then the other classes in random order.
+    drawn = torch.rand_like(logits).scatter(-1, y, -1.0).argsort(-1)[..., 1:]
+    others = torch.arange(logits.shape[-1] - 1, device=logits.device)
+    others = others + (others >= y)
+    return logits.scatter(-1, others, logits.gather(-1, drawn))
 
 
 def _widened(x: Tensor) -> Tensor:

@@ -17,17 +17,19 @@ import torch
 from torch import Tensor
 
 from trainables import models, objectives, splits
-from trainables.data import ImageDataset
+from trainables.data import DataError, EncodedImages, ImageDataset
 from trainables.files import CheckpointError, checkpoint_bytes, read_checkpoint, write_atomic
+from trainables.measures import evaluate
+from trainables.pipeline import Pipeline
 from trainables.protocol import Protocol
 from trainables.streams import generator, stream_seed
-from trainables.teachers import Teacher, evaluate
-from trainables.views import CropFlip, normalise
+from trainables.teachers import Teacher
+from trainables.views import normalise
 
 VERSION = 1  # raised when a fix changes what a run ends with
 
-# Views and normalisation work on so many batches at once: less overhead a step, and still small.
-_BATCHES_AT_ONCE = 8
+# What every objective returns, and is either known to be a metric or not one.
+_PARTS = ("loss", "ce", "kd", "mis_instruction_ratio", "capped_ratio")
 
 
 class NonFinite(ArithmeticError):
@@ -38,14 +40,16 @@ class NonFinite(ArithmeticError):
 class RunSpec:
     """What is trained and how.
 
-    `parameters` are those of the method that the point names; the protocol gives the others.
+    `parameters` are those of the method that the point names, numbers and options; the protocol gives the others.
+    `stop_at`: training ends after the first epoch whose `train_top1` reaches so many percent; None: after the last.
     """
 
     student: str
     method: str
-    parameters: dict[str, float]
+    parameters: dict[str, float | str | bool]
     protocol: Protocol
     seed: int
+    stop_at: float | None = None
 
 
 class Trainer:
@@ -60,9 +64,11 @@ class Trainer:
         evaluate_test: measure test accuracy after each epoch.
         device: where everything happens, the data included.
         test_indices: a part of the test set; None: all of it.
+        workers: processes that decode and distort images, where that is needed; 0: this one does it.
 
     Raises:
-        ValueError: unknown student or method, a parameter that the method refuses, or no teacher where one is needed.
+        ValueError: unknown student or method, a parameter that the method refuses, no teacher where one is needed, or
+            images that the protocol's views or the student cannot take.
     """
 
     def __init__(
@@ -75,6 +81,7 @@ class Trainer:
         evaluate_test: bool,
         device: torch.device | str = "cpu",
         test_indices: Tensor | None = None,
+        workers: int = 0,
     ) -> None:
         method = objectives.get(run.method)
         if method.needs_teacher and teacher is None:
@@ -83,23 +90,24 @@ class Trainer:
         self.epoch = 0
         self._device = torch.device(device)
         self._dataset = dataset
-        self._views = CropFlip(run.protocol.pad, run.protocol.flip)
         self._train = split_train
-        self._images = dataset.train_images.to(self._device)
-        self._labels = dataset.train_labels.to(self._device)
+        self._kinds = method.views
+        self._stopped = False
+        self._pipeline = Pipeline(dataset, run.protocol, self._device, workers)
+        models.get(run.student).require(self._pipeline.shape)
         self._teacher = teacher.to(self._device) if teacher is not None and method.needs_teacher else None
-        self._parts: dict[str, tuple[Tensor, Tensor]] = {}
+        # Which images of which part are measured, by the name of the metric.
+        self._measured: dict[str, tuple[str, Tensor | None]] = {}
         if len(split_validation):
-            self._parts["val"] = (dataset.train_images[split_validation], dataset.train_labels[split_validation])
+            self._measured["val"] = ("train", split_validation)
         if evaluate_test:
-            test = slice(None) if test_indices is None else test_indices
-            self._parts["test"] = (dataset.test_images[test], dataset.test_labels[test])
-        self._parts = {name: (x.to(self._device), y.to(self._device)) for name, (x, y) in self._parts.items()}
+            self._measured["test"] = ("test", test_indices)
         with self._drawing_from("init"):
             self._model = models.build(run.student, dataset.num_classes)
         # Channels last: a third less time a step on a CPU, and what tensor cores want.
         self._model.to(self._device).to(memory_format=torch.channels_last)
-        self._objective = objectives.build(run.method, **self._parameters(method)).to(self._device)
+        with self._drawing_from("objective"):
+            self._objective = objectives.build(run.method, **self._parameters(method)).to(self._device)
         self._optimiser = torch.optim.SGD(
             [*self._model.parameters(), *self._objective.parameters()],
             lr=run.protocol.lr,
@@ -111,49 +119,76 @@ class Trainer:
 
     @property
     def done(self) -> bool:
-        """Has the last epoch been trained?"""
-        return self.epoch >= self.run.protocol.epochs
+        """Has the last epoch been trained, or the accuracy been reached at which to stop?"""
+        return self._stopped or self.epoch >= self.run.protocol.epochs
 
     def train_epoch(self) -> dict[str, float]:
         """Train one more epoch and measure.
 
         Returns:
-            `train_loss` and `train_top1` (percent) over the epoch's views; `lr`; `mis_instruction_ratio` and
-            `capped_ratio` (0 to 1; with a teacher only); `val_top1`, `val_top5`, `test_top1`, `test_top5` (percent;
-            where asked for); `epoch_seconds`, training and measuring.
+            `train_loss` and `train_top1` (percent; of the first view, if there are more) over the epoch's views; `lr`;
+            `mis_instruction_ratio` and `capped_ratio` (0 to 1; with a teacher only); means of what else the method's
+            objective returns; `val_top1`, `val_top5`, `test_top1`, `test_top5` (percent; where asked for);
+            `skipped_images`, where images are decoded when they are shown and bad ones are skipped; `epoch_seconds`,
+            training and measuring.
 
         Raises:
             NonFinite: the epoch's mean loss is infinite or not a number.
+            DataError: an image does not decode, and such images are not to be skipped; or no image does.
         """
         started = time.perf_counter()
         epoch = self.epoch + 1
         lr = self.run.protocol.lr_at(epoch)
         for group in self._optimiser.param_groups:
             group["lr"] = lr
-        sums = torch.zeros(4, device=self._device)
+        with _float32_products(tf32=self.run.protocol.precision == "tf32"):
+            metrics = self._trained(epoch, lr)
+            self._model.eval()
+            for name, (part, indices) in self._measured.items():
+                top1, top5 = evaluate(self._logits, self._pipeline.evaluation(part, indices))
+                metrics |= {f"{name}_top1": top1, f"{name}_top5": top5}
+        self.epoch = epoch
+        stop_at = self.run.stop_at
+        # A mean in float32 may miss 100 % by its last bits.
+        self._stopped = self._stopped or (stop_at is not None and metrics["train_top1"] >= stop_at - 1e-3)
+        return metrics | {"epoch_seconds": time.perf_counter() - started}
+
+    def _trained(self, epoch: int, lr: float) -> dict[str, float]:
+        """Train an epoch; its metrics."""
+        sums: Tensor | None = None
+        extra: list[str] = []
+        seen = asked = 0
         self._model.train()
         with self._drawing_from("noise", epoch):
-            for pixels, teacher_logits, target in self._batches(epoch):
-                logits = self._model(pixels)
+            for views, teacher_logits, target, size in self._batches(epoch):
+                asked += size
+                if not len(target):
+                    continue
+                seen += len(target)
+                with self._autocast():
+                    logits = _stacked([self._model(pixels).float() for pixels in views])
                 parts = self._objective(logits, teacher_logits, target, epoch)
                 self._optimiser.zero_grad()
                 parts["loss"].backward()
                 self._optimiser.step()
-                hit = (logits.detach().argmax(1) == target).float().mean()
-                ratios = parts["mis_instruction_ratio"], parts["capped_ratio"]
+                first = logits.detach() if len(views) == 1 else logits.detach()[0]
+                hit = (first.argmax(1) == target).float().mean()
+                extra = [name for name in parts if name not in _PARTS]
+                names = ("mis_instruction_ratio", "capped_ratio", *extra)
+                found = torch.stack([parts["loss"].detach(), hit, *(parts[name].detach() for name in names)])
                 # Summed on the device: reading a number in each step would make the device wait for Python.
-                sums += torch.stack([parts["loss"].detach(), hit, *ratios]) * len(target)
-        loss, hits, mis_instructed, capped = (sums / len(self._train)).tolist()
+                sums = found * len(target) if sums is None else sums + found * len(target)
+        if sums is None:
+            raise DataError(f"data set {self._dataset.name}: not one of its images decodes")
+        loss, hits, mis_instructed, capped, *others = (sums / seen).tolist()
         if not math.isfinite(loss):
             raise NonFinite(f"loss is not finite at epoch {epoch}")
-        metrics = {"train_loss": loss, "train_top1": 100 * hits, "lr": lr}
+        metrics = {**dict(zip(extra, others, strict=True)), "train_loss": loss, "train_top1": 100 * hits, "lr": lr}
         if self._teacher is not None:
             metrics |= {"mis_instruction_ratio": mis_instructed, "capped_ratio": capped}
-        self._model.eval()
-        for name, (images, labels) in self._parts.items():
-            metrics[f"{name}_top1"], metrics[f"{name}_top5"] = evaluate(self._logits, images, labels)
-        self.epoch = epoch
-        return metrics | {"epoch_seconds": time.perf_counter() - started}
+        if self._dataset.bad_images == "skip" and isinstance(self._dataset.train_images, EncodedImages):
+            metrics["skipped_images"] = float(asked - seen)
+        return metrics
 
     def save(self, path: Path | str) -> None:
         """Write a checkpoint, whole or not at all."""
@@ -164,6 +199,7 @@ class Trainer:
             "model": self._model.state_dict(),
             "optimiser": self._optimiser.state_dict(),
             "objective": self._objective.state_dict(),
+            "stopped": self._stopped,
         }
         write_atomic(Path(path), checkpoint_bytes(content))
 
@@ -188,6 +224,7 @@ class Trainer:
         self._optimiser.load_state_dict(content["optimiser"])
         self._objective.load_state_dict(content["objective"])
         self.epoch = content["epoch"]
+        self._stopped = content.get("stopped", False)
 
     def student_state(self) -> dict[str, Tensor]:
         """A copy of the student's state dict, on the CPU."""
@@ -196,35 +233,33 @@ class Trainer:
             for key, value in self._model.state_dict().items()
         }
 
-    def _batches(self, epoch: int) -> Iterator[tuple[Tensor, Tensor | None, Tensor]]:
-        """Normalised pixels, the teacher's logits and the labels of each batch.
+    def _batches(self, epoch: int) -> Iterator[tuple[list[Tensor], Tensor | None, Tensor, int]]:
+        """Normalised pixels of each view, the teacher's logits, the labels, and how many images there should be."""
+        n = len(self._train)
+        order = self._train[torch.randperm(n, generator=generator(self.run.seed, "order", epoch))]
+        sizes = batch_sizes(n, self.run.protocol.batch_size, self.run.protocol.drop_last)
+        batches = order[: sum(sizes)].split(sizes)
+        for shown, size in zip(self._pipeline.training(self.run.seed, epoch, batches, self._kinds), sizes, strict=True):
+            teacher_logits = None
+            if self._teacher is not None and len(shown.indices):
+                with self._autocast():
+                    answers = [self._teacher.logits(pixels, shown.indices) for pixels in shown.views]
+                teacher_logits = _stacked(answers)
+            yield [self._normalised(pixels) for pixels in shown.views], teacher_logits, shown.labels, size
 
-        Every image comes once. A last short batch is kept, but for one that would hold a single image: it joins the
-        batch before, since batch norm may have nothing to average over.
-        """
-        n, size = len(self._train), self.run.protocol.batch_size
-        order = self._train[torch.randperm(n, generator=generator(self.run.seed, "order", epoch))].to(self._device)
-        ends = [*range(size, n, size), n]
-        if len(ends) > 1 and size > 1 and ends[-1] - ends[-2] == 1:
-            del ends[-2]
-        begin = 0
-        for i in range(0, len(ends), _BATCHES_AT_ONCE):
-            here = ends[i : i + _BATCHES_AT_ONCE]
-            indices = order[begin : here[-1]]
-            shown = self._views.apply(self._images[indices], self._views.view_ids(self.run.seed, epoch, indices))
-            sizes = [end - start for start, end in zip([begin, *here], here, strict=False)]
-            pixels = normalise(shown, self._dataset.mean, self._dataset.std).split(sizes)
-            targets = self._labels[indices].split(sizes)
-            for x, some, target in zip(pixels, shown.split(sizes), targets, strict=True):
-                yield x, self._teacher.logits(some) if self._teacher else None, target
-            begin = here[-1]
+    def _normalised(self, pixels: Tensor) -> Tensor:
+        return normalise(pixels, self._dataset.mean, self._dataset.std)
 
     def _logits(self, images: Tensor) -> Tensor:
-        return self._model(normalise(images, self._dataset.mean, self._dataset.std))
+        with self._autocast():
+            return self._model(self._normalised(images)).float()
 
-    def _parameters(self, method: objectives.Method) -> dict[str, float]:
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(self._device.type, torch.bfloat16, enabled=self.run.protocol.precision == "bf16")
+
+    def _parameters(self, method: objectives.Method) -> dict[str, float | str | bool]:
         """The method's own parameters: the point's, else the method's default, else the protocol's."""
-        values = {}
+        values: dict[str, float | str | bool] = {}
         for parameter in method.parameters:
             default = parameter.default
             values[parameter.name] = getattr(self.run.protocol, parameter.name) if default is None else default
@@ -244,6 +279,40 @@ class Trainer:
         with torch.random.fork_rng(devices):
             torch.manual_seed(stream_seed(self.run.seed, *stream))
             yield
+
+
+def batch_sizes(n: int, batch_size: int, drop_last: bool = False) -> list[int]:
+    """How many images each step of an epoch over `n` images has.
+
+    Every image comes once. A last short batch is kept, but for one that would hold a single image: it joins the batch
+    before, since batch norm may have nothing to average over. With `drop_last` a short batch is left out, unless it is
+    the only one.
+    """
+    whole, rest = divmod(n, batch_size)
+    sizes = [batch_size] * whole
+    if rest and not (drop_last and whole):
+        sizes.append(rest)
+    if len(sizes) > 1 and batch_size > 1 and sizes[-1] == 1:
+        sizes[-2:] = [batch_size + 1]
+    return sizes
+
+
+def _stacked(logits: list[Tensor]) -> Tensor:
+    """(B, C) of one view as they are, those of V views as (V, B, C)."""
+    return logits[0] if len(logits) == 1 else torch.stack(logits)
+
+
+@contextmanager
+def _float32_products(tf32: bool) -> Iterator[None]:
+    """Inside, products of float32 numbers on a GPU are in TF32 or in full; afterwards as they were before."""
+    # The older of torch's two switches: it sets both, and torch refuses to work where the two disagree.
+    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    before = matmul.allow_tf32, cudnn.allow_tf32
+    try:
+        matmul.allow_tf32 = cudnn.allow_tf32 = tf32
+        yield
+    finally:
+        matmul.allow_tf32, cudnn.allow_tf32 = before
 
 
 def summary(history: list[dict[str, float]]) -> dict[str, float]:

@@ -6,6 +6,7 @@ folder of its attempt, and names the newest in each report: the caller's record 
 
 from __future__ import annotations
 
+import json
 import shutil
 import time
 from functools import lru_cache
@@ -20,9 +21,20 @@ from trainables import data, engine, protocol, splits, teachers
 CHECKPOINT_SHARE = 0.02
 
 
+def load_data(source: dict[str, Any]) -> data.ImageDataset:
+    """The data that a request describes: read, then cut to its classes and given its label noise.
+
+    Raises:
+        DataError: the node cannot read it.
+    """
+    return _loaded(json.dumps(source, sort_keys=True))
+
+
 @lru_cache(maxsize=2)
-def _dataset(name: str, root: str | None, cache: str | None) -> data.ImageDataset:
-    return data.load(name, root=root, cache=cache)
+def _loaded(source: str) -> data.ImageDataset:
+    fields = json.loads(source)
+    cut = {name: fields.pop(name) for name in ("classes", "label_noise", "noise_seed")}
+    return data.restrict(data.load(**fields), **cut)
 
 
 @lru_cache(maxsize=2)
@@ -36,7 +48,8 @@ class Runner:
     Args:
         request: as `study.plan.Plan.request` makes it: the run's id and attempt, model, method and parameters,
             protocol, seed, data and split, teacher, where checkpoints go and which to resume from, the epochs after
-            which to report at once (`rungs`), device and threads.
+            which to report at once (`rungs`), device, threads and worker processes. `teaches` is None for a student;
+            for a teacher it has the regime, and the fold that it never sees.
 
     Raises:
         DataError, CheckpointError: the node cannot read the data, the teacher or the checkpoint.
@@ -45,16 +58,19 @@ class Runner:
     def __init__(self, request: dict[str, Any]) -> None:
         self.request = request
         torch.set_num_threads(request["threads"])
-        source = request["data"]
-        dataset = _dataset(source["name"], source["root"], source["cache"])
+        dataset = load_data(request["data"])
         if dataset.hash != request["data_hash"]:
-            raise data.DataError(f"{source['root'] or source['name']}: the data on this node differ from the study's")
-        split = splits.make_split(dataset.train_labels, **request["split"])
-        whole = torch.arange(len(dataset.train_labels))
-        part = request["part"]
-        train = {"student": split.train, "teacher": split.teacher, "all": whole}[part]
-        limit = request["test_limit"]
+            where = request["data"]["root"] or request["data"]["name"]
+            raise data.DataError(f"{where}: the data on this node differ from the study's")
+        labels, split, teaches = dataset.train_labels, request["split"], request["teaches"]
+        if teaches is None:
+            parts = splits.make_split(labels, **split)
+            train, validation = parts.train, parts.validation
+        else:
+            train = splits.teacher_images(labels, split, **teaches)
+            validation = train[:0]
         fields = dict(request["protocol"])
+        limit = request["test_limit"]
         self._trainer = engine.Trainer(
             engine.RunSpec(
                 student=request["model"],
@@ -62,16 +78,16 @@ class Runner:
                 parameters=request["parameters"],
                 protocol=protocol.resolve(fields.pop("base"), **fields),
                 seed=request["seed"],
+                stop_at=request["stop_at"],
             ),
             dataset,
             train,
-            split.validation if part == "student" else split.validation[:0],
+            validation,
             _teacher(request["teacher"]["home"], request["teacher"]["hash"]) if request["teacher"] else None,
             evaluate_test=request["evaluate_test"],
             device=request["device"],
-            test_indices=None
-            if limit is None
-            else splits.stratified(dataset.test_labels, limit, request["split"]["split_seed"]),
+            test_indices=None if limit is None else splits.stratified(dataset.test_labels, limit, split["split_seed"]),
+            workers=request["workers"],
         )
         if request["resume_from"] is not None:
             self._trainer.load(Path(request["checkpoints"]) / request["resume_from"])

@@ -1,10 +1,13 @@
 """Who trains on what: stratified samples, and the parts of a training set.
 
-The split has a seed of its own, apart from the seeds of the runs, so every run of a study sees the same parts.
+The split has a seed of its own, apart from the seeds of the runs, so every run of a study sees the same parts. An image
+whose label is negative is not part of the data (see `trainables.data.restrict`) and belongs to nobody.
 """
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -30,18 +33,18 @@ def stratified(labels: Tensor, n: int, seed: int) -> Tensor:
     """A sample of `n` images in which every class has its share, rounded up or down.
 
     Args:
-        labels: (N,) int64 class of each image.
-        n: size of the sample; N or more gives all images.
+        labels: (N,) int64 class of each image; negative for images that are not part of the data.
+        n: size of the sample; as many as there are, or more, gives all images.
         seed: of the sample. Where not every class can be rounded up, it also decides which ones are.
 
     Returns:
-        (min(n, N),) sorted int64 indices into `labels`.
+        (at most n,) sorted int64 indices into `labels`.
     """
-    total = len(labels)
+    total = int((labels >= 0).sum())
     if n >= total:
-        return torch.arange(total)
+        return members(labels)
     draw = generator(seed, "stratified")
-    classes, counts = torch.unique(labels, return_counts=True)
+    classes, counts = torch.unique(labels[labels >= 0], return_counts=True)
     quota = counts * n // total
     remainder = counts * n % total
     # Largest remainders first; a random order before the stable sort settles ties without favouring low classes.
@@ -50,9 +53,14 @@ def stratified(labels: Tensor, n: int, seed: int) -> Tensor:
     quota[by_remainder[: n - int(quota.sum())]] += 1
     chosen = []
     for label, count, take in zip(classes.tolist(), counts.tolist(), quota.tolist(), strict=True):
-        members = torch.nonzero(labels == label).flatten()
-        chosen.append(members[torch.randperm(count, generator=draw)[:take]])
+        of_class = torch.nonzero(labels == label).flatten()
+        chosen.append(of_class[torch.randperm(count, generator=draw)[:take]])
     return torch.cat(chosen).sort().values
+
+
+def members(labels: Tensor) -> Tensor:
+    """Sorted int64 indices of the images that are part of the data, from (N,) int64 labels."""
+    return torch.nonzero(labels >= 0).flatten()
 
 
 def make_split(
@@ -70,19 +78,19 @@ def make_split(
     of the first two depends on `train_limit`, a sample of the student's part that is taken last.
 
     Args:
-        labels: (N,) int64 class of each training image.
+        labels: (N,) int64 class of each training image; negative for images that are not part of the data.
         split_seed: of the split.
         validation_fraction: of all images, in [0, 1).
         teacher_fraction: of the images outside the validation part, in (0, 1); None: no part is held out.
         train_limit: at most so many images for the student.
         keep_validation_in_train: the `final` stage of a search: the validation images go to the student after all.
     """
-    everything = torch.arange(len(labels))
+    everything = members(labels)
 
     def part(pool: Tensor, n: int, name: str) -> Tensor:
         return pool[stratified(labels[pool], n, stream_seed(split_seed, "split", name))]
 
-    validation = part(everything, round(len(labels) * validation_fraction), "validation")
+    validation = part(everything, round(len(everything) * validation_fraction), "validation")
     pool = _without(everything, validation)
     teacher = part(pool, round(len(pool) * (teacher_fraction or 0.0)), "teacher")
     train = _without(pool, teacher)
@@ -92,6 +100,67 @@ def make_split(
     if train_limit is not None:
         train = part(train, train_limit, "limit")
     return Split(train, validation, teacher, digest(train, validation))
+
+
+def make_folds(labels: Tensor, k: int, split_seed: int) -> Tensor:
+    """Cut a training set into k folds of one size (to one image) in which every class has its share (to one image).
+
+    Args:
+        labels: (N,) int64 class of each training image; negative for images that are not part of the data.
+        k: how many folds.
+        split_seed: of the split.
+
+    Returns:
+        (N,) int64, the fold of each image in 0 .. k-1; -1 for images that are not part of the data.
+    """
+    draw = generator(split_seed, "folds", k)
+    folds = torch.full_like(labels, -1)
+    dealt = 0
+    for label in torch.unique(labels[labels >= 0]).tolist():
+        of_class = torch.nonzero(labels == label).flatten()
+        shuffled = of_class[torch.randperm(len(of_class), generator=draw)]
+        # Dealt like cards, one class after the other, so that the folds differ by one image at most in all.
+        folds[shuffled] = (torch.arange(len(of_class)) + dealt) % k
+        dealt += len(of_class)
+    return folds
+
+
+def teacher_images(
+    labels: Tensor,
+    split: Mapping[str, Any],
+    regime: str,
+    folds: int | None = None,
+    fold: int | None = None,
+    limit: int | None = None,
+) -> Tensor:
+    """The training images that a teacher learns from.
+
+    Args:
+        labels: (N,) int64 class of each training image.
+        split: arguments of `make_split`.
+        regime: `seen`: all images; `held_out`: the part held out for it; `cross_fitted`: all but a fold and the
+            validation part, which none of a study's teachers may know.
+        folds, fold: `cross_fitted`: how many folds there are, and which one this teacher never sees.
+        limit: a stratified sample of so many of these.
+
+    Returns:
+        Sorted int64 indices.
+    """
+    images = _teacher_pool(labels, split, regime, folds, fold)
+    if limit is None:
+        return images
+    return images[stratified(labels[images], limit, stream_seed(split["split_seed"], "split", "teacher limit"))]
+
+
+def _teacher_pool(labels: Tensor, split: Mapping[str, Any], regime: str, folds: int | None, fold: int | None) -> Tensor:
+    if regime == "held_out":
+        return make_split(labels, **split).teacher
+    everything = members(labels)
+    if regime == "seen" or folds is None:
+        return everything
+    validation = make_split(labels, **{**split, "keep_validation_in_train": False}).validation
+    others = everything[make_folds(labels, folds, split["split_seed"])[everything] != fold]
+    return _without(others, validation)
 
 
 def digest(*parts: Tensor) -> str:

@@ -1,4 +1,8 @@
-"""Teachers: checkpoints with a record of where they come from, kept by content, and how often they mis-instruct."""
+"""Teachers: checkpoints with a record of where they come from, kept by content, and carried between machines.
+
+A teacher is one network, or (cross-fitted) one a fold of the training set, of which each image is answered by the one
+that never saw it.
+"""
 
 import dataclasses
 import hashlib
@@ -7,7 +11,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,22 +21,22 @@ import torch
 from torch import Tensor, nn
 
 from trainables import models
-from trainables.calibration import mis_instructed
-from trainables.data import ImageDataset
 from trainables.files import CheckpointError, checkpoint_bytes, read_checkpoint, write_atomic
 from trainables.naming import unknown
-from trainables.views import CropFlip, normalise
+from trainables.views import normalise
 
 __all__ = [
     "CheckpointError",
     "Teacher",
     "TeacherRecord",
     "content_hash",
-    "evaluate",
+    "cross_fitted_hash",
+    "export_file",
+    "import_file",
+    "is_teacher_file",
     "list_records",
     "load",
     "load_into",
-    "mis_instruction_ratio",
     "read_state_dict",
     "save",
     "trained_indices",
@@ -43,10 +47,12 @@ __all__ = [
 class TeacherRecord:
     """What is known of a teacher.
 
-    `hash` is `content_hash` of its weights and normalisation. `trained_on` is "unknown", "all" or "part" (of the
-    training set; `indices_digest` then says which). `test_top1` and `test_top5` are in percent;
-    `mis_instruction_ratio` is from 0 to 1, over the views that `ratio_on` describes and `ratio_views` names, where
-    whoever measured it named them.
+    `hash` is `content_hash` of its weights and normalisation (`cross_fitted_hash` of a set). `trained_on` is "unknown",
+    "all", "part" (of the training set; `indices_digest` then says which), "folds" (cross-fitted) or "none" (of the
+    training set: it was trained elsewhere). `test_top1` and `test_top5` are in percent, the mean over the networks of a
+    set; `mis_instruction_ratio` is from 0 to 1, over the views that `ratio_on` describes and `ratio_views` names,
+    where whoever measured it named them. `fold_top1`: the test accuracy of each network of a cross-fitted set, empty
+    for a single one.
     """
 
     name: str
@@ -66,29 +72,61 @@ class TeacherRecord:
     origin: str
     created: str
     ratio_views: str | None = None
+    fold_top1: tuple[float, ...] = ()
+
+    @property
+    def folds(self) -> int:
+        """How many networks a cross-fitted set has; 0 for a single one."""
+        return len(self.fold_top1)
 
 
 class Teacher:
-    """A network that only answers: evaluation mode, no gradients, its own normalisation."""
+    """Networks that only answer: evaluation mode, no gradients, their own normalisation.
 
-    def __init__(self, record: TeacherRecord, module: nn.Module) -> None:
+    Args:
+        record: what is known of it.
+        modules: the network, or one for each fold.
+        folds: (N,) int64, the fold of each training image; None for a single network.
+    """
+
+    def __init__(self, record: TeacherRecord, modules: Sequence[nn.Module], folds: Tensor | None = None) -> None:
         self.record = record
-        self.module = module.eval().requires_grad_(False).to(memory_format=torch.channels_last)
+        self.modules = [module.eval().requires_grad_(False).to(memory_format=torch.channels_last) for module in modules]
+        self.folds = folds
         self.device = torch.device("cpu")
 
     def to(self, device: torch.device | str) -> "Teacher":
         """Move it there; returns itself."""
         self.device = torch.device(device)
-        self.module.to(self.device)
+        for module in self.modules:
+            module.to(self.device)
+        if self.folds is not None:
+            self.folds = self.folds.to(self.device)
         return self
 
     @torch.no_grad()
-    def logits(self, images: Tensor) -> Tensor:
+    def logits(self, images: Tensor, indices: Tensor | None = None) -> Tensor:
         """(n, C, H, W) uint8 pixels to (n, classes) float32 logits, on the teacher's device.
 
         The images are one batch. The last bits of a network's logits vary with the size of the batch.
+
+        Args:
+            images: uint8 pixels.
+            indices: (n,) int64, which training images they are views of. None for images of the test set, which a
+                cross-fitted set answers by the mean of its networks' logits.
         """
-        return self.module(normalise(images.to(self.device), self.record.mean, self.record.std)).float()
+        pixels = normalise(images.to(self.device), self.record.mean, self.record.std)
+        if self.folds is None:
+            return self.modules[0](pixels).float()
+        if indices is None:
+            return torch.stack([module(pixels).float() for module in self.modules]).mean(0)
+        asked = self.folds[indices.to(self.device)]
+        logits = pixels.new_empty((len(pixels), self.record.num_classes), dtype=torch.float32)
+        for fold, module in enumerate(self.modules):
+            mine = torch.nonzero(asked == fold).flatten()
+            if len(mine):
+                logits[mine] = module(pixels[mine]).float()
+        return logits
 
 
 # Checkpoints
@@ -157,6 +195,13 @@ def content_hash(
     return sha.hexdigest()
 
 
+def cross_fitted_hash(member_hashes: Sequence[str], folds: Tensor) -> str:
+    """SHA-256 (hex) over the networks of a cross-fitted set, in order, and who answers which image."""
+    sha = hashlib.sha256(json.dumps(list(member_hashes)).encode())
+    sha.update(folds.to(torch.int64).numpy().astype("<i8").tobytes())
+    return sha.hexdigest()
+
+
 def _describe(content: Any) -> str:
     if isinstance(content, dict):
         return f"a dict of {', '.join(map(str, list(content)[:3]))}{', …' if len(content) > 3 else ''}"
@@ -167,14 +212,21 @@ def _describe(content: Any) -> str:
 
 
 def save(
-    home: Path | str, record: TeacherRecord, state_dict: dict[str, Tensor], trained_indices: Tensor | None = None
+    home: Path | str, record: TeacherRecord, weights: Mapping[str, Any], trained_indices: Tensor | None = None
 ) -> Path:
     """Keep a teacher under home/teachers, in a folder named by its hash; returns the folder.
 
     The folder appears complete or not at all. A teacher that is there already gets the new record and indices.
+
+    Args:
+        home: the home.
+        record: what is known of it.
+        weights: a state dict; of a cross-fitted set `{"members": [state dict, ...], "folds": (N,) int64}`.
+        trained_indices: the training images that it was trained on, where that is known; all that any network of a
+            cross-fitted set was trained on.
     """
     folder = Path(home) / "teachers" / record.hash[:16]
-    files = {"weights.pt": checkpoint_bytes(state_dict)}
+    files = {"weights.pt": checkpoint_bytes(weights)}
     if trained_indices is not None:
         buffer = io.BytesIO()
         np.save(buffer, trained_indices.numpy())
@@ -212,19 +264,31 @@ def load(home: Path | str, reference: str) -> Teacher:
     Raises:
         CheckpointError: there is none (the nearest names are given) or more than one, or its files are damaged.
     """
-    record = _find(home, reference)
+    record = find(home, reference)
     file = _folder(home, record) / "weights.pt"
-    state_dict = read_state_dict(file)
-    if content_hash(record.model, record.mean, record.std, state_dict) != record.hash:
+    return _assembled(record, read_checkpoint(file), str(file))
+
+
+def _assembled(record: TeacherRecord, weights: Any, where: str) -> Teacher:
+    """A teacher from its record and weights, once the weights are known to be those of the record."""
+    try:
+        members = weights["members"] if record.folds else [weights]
+        folds = weights["folds"] if record.folds else None
+        hashes = [content_hash(record.model, record.mean, record.std, member) for member in members]
+        found = hashes[0] if folds is None else cross_fitted_hash(hashes, folds)
+    except (KeyError, TypeError, AttributeError):  # something else than the weights that were written
+        found = ""
+    if found != record.hash:
         raise CheckpointError(
-            f"teacher {record.name}: {file} is damaged, its hash is not {record.hash[:16]}; import again"
+            f"teacher {record.name}: {where} is damaged, its hash is not {record.hash[:16]}; import again"
         )
-    return Teacher(record, load_into(record.model, record.num_classes, state_dict, f"teacher {record.name}"))
+    modules = [load_into(record.model, record.num_classes, member, f"teacher {record.name}") for member in members]
+    return Teacher(record, modules, folds)
 
 
 def trained_indices(home: Path | str, reference: str) -> Tensor | None:
     """Indices into the training set that the teacher was trained on, where they were recorded."""
-    file = _folder(home, _find(home, reference)) / "indices.npy"
+    file = _folder(home, find(home, reference)) / "indices.npy"
     return torch.from_numpy(np.load(file)) if file.is_file() else None
 
 
@@ -232,7 +296,12 @@ def _folder(home: Path | str, record: TeacherRecord) -> Path:
     return Path(home) / "teachers" / record.hash[:16]
 
 
-def _find(home: Path | str, reference: str) -> TeacherRecord:
+def find(home: Path | str, reference: str) -> TeacherRecord:
+    """The record of the teacher of this name, or whose hash begins so (four characters at least).
+
+    Raises:
+        CheckpointError: there is none (the nearest names are given) or more than one.
+    """
     records = list_records(home)
     found = [record for record in records if record.name == reference]
     if not found and len(reference) >= 4:
@@ -249,55 +318,72 @@ def _find(home: Path | str, reference: str) -> TeacherRecord:
 
 def _read_record(file: Path) -> TeacherRecord:
     try:
-        fields = json.loads(file.read_text())
-        return TeacherRecord(**{**fields, "mean": tuple(fields["mean"]), "std": tuple(fields["std"])})
+        return _record(json.loads(file.read_text()))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{file} is damaged ({error}): remove its folder and import the teacher again") from None
 
 
-# Measures
+def _record(fields: Mapping[str, Any]) -> TeacherRecord:
+    sequences = {name: tuple(fields.get(name, ())) for name in ("mean", "std", "fold_top1")}
+    return TeacherRecord(**{**fields, **sequences})
 
 
-@torch.inference_mode()
-def evaluate(
-    logits_of: Callable[[Tensor], Tensor], images: Tensor, labels: Tensor, batch: int = 125
-) -> tuple[float, float]:
-    """Top-1 and top-5 accuracy in percent (of all images), where fewer than five classes count as five.
+# Files that travel: a teacher with all that is known of it
 
-    Args:
-        logits_of: (n, C, H, W) uint8 images to (n, classes) logits, on any device.
-        images: (N, C, H, W) uint8.
-        labels: (N,) int64.
-        batch: images at a time; small ones stay in a CPU's cache.
+_FILE_KIND = "kdstudy teacher"
+
+
+def export_file(home: Path | str, reference: str, path: Path) -> TeacherRecord:
+    """Write a teacher with its record and the indices of its training images to one file; returns the record.
+
+    Raises:
+        CheckpointError: there is no such teacher, or its files are damaged.
+        OSError: the file cannot be written.
     """
-    hits = []
-    for some, target in zip(images.split(batch), labels.split(batch), strict=True):
-        logits = logits_of(some)
-        best = logits.topk(min(5, logits.shape[1])).indices == target.to(logits.device)[:, None]
-        hits.append(torch.stack([best[:, 0].sum(), best.sum()]))
-    top1, top5 = torch.stack(hits).sum(0).tolist()
-    return 100 * top1 / len(images), 100 * top5 / len(images)
+    record = load(home, reference).record  # loaded, so that what travels is known to be whole
+    content = {
+        "kind": _FILE_KIND,
+        "record": dataclasses.asdict(record),
+        "weights": read_checkpoint(_folder(home, record) / "weights.pt"),
+        "indices": trained_indices(home, record.hash),
+    }
+    write_atomic(path, checkpoint_bytes(content))
+    return record
 
 
-@torch.inference_mode()
-def mis_instruction_ratio(
-    teacher: Teacher, dataset: ImageDataset, indices: Tensor, views: CropFlip, n_views: int, seed: int, batch: int = 125
-) -> float:
-    """Share (0 to 1) of views on which the teacher mis-instructs, over the views that a run with this seed sees.
+def is_teacher_file(path: Path) -> bool:
+    """Whether a file is one that `export_file` wrote.
 
-    Args:
-        teacher: asked.
-        dataset: whose training images are shown.
-        indices: (n,) int64, which of them.
-        views: how they are augmented.
-        n_views: of each image: those of the epochs 1 to `n_views`.
-        seed: of the views.
-        batch: images at a time.
+    Raises:
+        CheckpointError: it is no file that torch wrote, or cannot be read.
     """
-    wrong = []
-    for epoch in range(1, n_views + 1):
-        for some in indices.split(batch):
-            shown = views.apply(dataset.train_images[some], views.view_ids(seed, epoch, some))
-            logits = teacher.logits(shown)
-            wrong.append(mis_instructed(logits, dataset.train_labels[some].to(logits.device)).sum())
-    return int(torch.stack(wrong).sum()) / (len(indices) * n_views)
+    content = read_checkpoint(path)
+    return isinstance(content, dict) and content.get("kind") == _FILE_KIND
+
+
+def import_file(home: Path | str, path: Path) -> TeacherRecord:
+    """Keep a teacher that `export_file` wrote, with its record as it is; returns the record.
+
+    Raises:
+        CheckpointError: the file is damaged, or its name is another teacher's here; nothing is kept.
+    """
+    content = read_checkpoint(path)
+    try:
+        record = _record(content["record"])
+        teacher = _assembled(record, content["weights"], str(path))
+        indices = content["indices"]
+    except (KeyError, TypeError, IndexError, AttributeError) as error:
+        raise CheckpointError(f"{path}: damaged ({error}): export the teacher again") from None
+    require_free(home, record.name, record.hash)
+    save(home, teacher.record, content["weights"], indices)
+    return record
+
+
+def require_free(home: Path | str, name: str, content: str) -> None:
+    """Refuse a name that another teacher of the home has.
+
+    Raises:
+        CheckpointError: the name is that of a teacher with another hash than `content`.
+    """
+    if clash := [r for r in list_records(home) if r.name == name and r.hash != content]:
+        raise CheckpointError(f"--name: {name} is already the name of {clash[0].hash[:16]}; give this one another")

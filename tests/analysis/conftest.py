@@ -31,13 +31,13 @@ class Run:
     capped: float = 0.0
     best_gain: float = 0.5
     epochs: int = 4
-    parameters: Mapping[str, float] = field(default_factory=lambda: {"tau": 4.0, "beta": 0.9, "gamma": 0.1})
+    parameters: Mapping[str, float | str] = field(default_factory=lambda: {"tau": 4.0, "beta": 0.9, "gamma": 0.1})
     curve: Sequence[float] | None = None
     validation: bool = False
     pair: str = "digits/cnn32-cnn3"
     protocol_hash: str = "p1"
 
-    def given(self) -> dict[str, float]:
+    def given(self) -> dict[str, float | str]:
         """The parameters that the method uses."""
         alpha = {} if self.alpha is None else {"alpha": self.alpha}
         return alpha | ({} if self.method == "ce" else dict(self.parameters))
@@ -152,7 +152,7 @@ class Writer:
         from mlflow.entities import Metric, Param
 
         dataset, models = run.pair.split("/", 1)
-        teacher, student = models.split("-", 1)
+        teacher, student = models.partition("@")[0].split("-", 1)
         if run.method == "ce":
             teacher = ""
         point = run.given()
@@ -173,7 +173,7 @@ class Writer:
             "seed": str(run.seed), "protocol": "digits-quick", **{name: str(value) for name, value in point.items()},
         }  # fmt: skip
         rows = run.rows()
-        metrics = [Metric(f"hp.{name}", value, 0, 0) for name, value in point.items()]
+        metrics = [Metric(f"hp.{name}", value, 0, 0) for name, value in point.items() if not isinstance(value, str)]
         metrics += [
             Metric(name, value, 0, int(row["epoch"])) for row in rows for name, value in row.items() if name != "epoch"
         ]

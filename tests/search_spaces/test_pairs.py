@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from search_spaces import pairs
-from trainables import models
+from trainables import models, objectives
 
 
 @pytest.mark.parametrize("name", list(pairs.PAIRS))
@@ -13,6 +13,26 @@ def test_a_named_pair_has_registered_models_that_see_the_same_images(name: str) 
     pair = pairs.get(name)
     assert pair.name == name
     assert models.get(pair.teacher).input_shape == models.get(pair.student).input_shape
+
+
+@pytest.mark.parametrize("name", list(pairs.PAIRS))
+def test_a_pairs_own_values_are_parameters_of_methods(name: str) -> None:
+    known = {p.name: p for method in objectives.names() for p in objectives.get(method).parameters}
+    assert all(known[key].contains(value) for key, value in pairs.get(name).defaults.items())
+
+
+@pytest.mark.parametrize(
+    ("name", "beta"),
+    [("resnet56-resnet20", 2), ("resnet110-resnet32", 2), ("wrn_40_2-wrn_16_2", 6), ("vgg13-mobilenet_v2", 6)],
+)
+def test_dkds_beta_of_a_pair_is_that_of_its_paper(name: str, beta: float) -> None:
+    assert pairs.get(name).defaults == {"beta_dkd": beta}
+    assert pairs.get("resnet32x4-resnet8x4").defaults == {}  # the method's own 8
+
+
+def test_the_papers_eight_pairs_of_table_2_are_named() -> None:
+    assert sum("Table 2" in pair.remark or "Tables 2" in pair.remark or "1 and 2" in pair.remark
+               for pair in pairs.PAIRS.values()) == 8  # fmt: skip
 
 
 def test_any_two_models_with_the_same_input_are_a_pair() -> None:

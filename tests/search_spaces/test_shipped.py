@@ -13,7 +13,7 @@ from study.spec import load_spec
 def test_a_shipped_study_is_valid_and_called_as_its_file(name: str) -> None:
     spec = load_spec(name)
     assert spec.name == name
-    assert expected_runs(spec) > 0
+    assert (expected_runs(spec) > 0) == bool(spec.methods)
 
 
 @pytest.mark.parametrize("name", shipped.names())

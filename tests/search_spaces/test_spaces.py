@@ -183,3 +183,69 @@ def test_what_is_wrong_is_one_line_with_the_parameter_and_what_would_be_right(
 )
 def test_an_axis_is_shown_as_a_spec_writes_it(raw: Any, written: str) -> None:
     assert str(axis("loca", "alpha", raw)) == written
+
+
+# Options: named choices of a method
+
+
+def test_an_option_is_a_value_or_a_list_of_its_choices() -> None:
+    assert axis("loca", "apply_to", "right") == Choices(("right",))
+    assert axis("loca", "apply_to", ["wrong", "all"]) == Choices(("wrong", "all"))
+    assert axis("kd", "tau_squared", False) == Choices((False,))
+    assert str(axis("kd", "tau_squared", [True, False])) == "[true, false]"
+
+
+@pytest.mark.parametrize(
+    ("method", "raw", "says"),
+    [
+        ("loca", {"apply_to": "left"}, "apply_to: 'left' is none of its choices: wrong, right, all"),
+        ("kd", {"tau_squared": 1}, "tau_squared: 1 is none of its choices: true, false"),
+        ("loca", {"apply_to": {"range": [0, 1]}}, "apply_to: .* is none of its choices"),
+        ("loca", {"apply_to": []}, "apply_to: the list is empty"),
+        ("loca", {"apply_to": ["all", "all"]}, "apply_to: the list .* has a value twice"),
+        ("kd", {"apply_to": "all"}, "apply_to: method kd has no such parameter; it has: .*tau_squared"),
+    ],
+)
+def test_a_choice_that_an_option_does_not_have_is_refused(method: str, raw: dict[str, Any], says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        parse_method(method, raw)
+
+
+def test_an_option_at_its_default_is_no_part_of_a_point_so_that_a_new_option_changes_no_id() -> None:
+    space = parse_method("loca", {"apply_to": ["wrong", "all"]})
+    plain, other = (space.resolve(values, Given()) for values in space.grid())
+    assert plain == parse_method("loca", {}).resolve({}, Given())
+    assert other == {**plain, "apply_to": "all"}
+
+
+def test_options_and_numbers_are_enumerated_together() -> None:
+    space = parse_method("loca", {"alpha": [0.9, 1.0], "non_target": ["keep", "uniform", "shuffle"]})
+    assert len(list(space.grid())) == 6
+
+
+def test_a_pairs_own_value_takes_the_place_of_the_methods_and_what_is_given_that_of_both() -> None:
+    space = parse_method("loca", {"alpha": [0.5]})
+    assert space.resolve({}, {"alpha": 0.7}, Given())["alpha"] == 0.7
+    assert space.resolve({"alpha": 0.5}, {"alpha": 0.7}, Given())["alpha"] == 0.5
+    assert space.resolve({}, {}, Given())["alpha"] == 0.95
+
+
+@pytest.mark.parametrize(
+    ("raw", "parameters", "values"),
+    [
+        ({"alpha": {"range": [0.3, 1.05]}}, {"alpha": 0.95, "tau": 4.0}, {"alpha": 0.95}),
+        ({"alpha": {"range": [0.3, 0.9]}}, {"alpha": 0.95}, None),
+        ({"alpha": {"margin": [0.01, 0.2]}}, {"alpha": 0.95}, {"alpha": 0.95}),
+        ({"share": {"range": [0.5, 1]}}, {"beta": 0.9, "gamma": 0.1}, {"share": 0.9}),
+        ({"share": {"range": [0.5, 1]}}, {"beta": 0.9, "gamma": 0.5}, None),
+        ({"tau": [2, 4]}, {"tau": 4.0}, {"tau": 4.0}),
+        ({"tau": [2, 4]}, {"tau": 3.0}, None),
+        ({"tau": [2, 4]}, {}, None),
+        ({"apply_to": ["wrong", "all"]}, {"alpha": 0.9}, {"apply_to": "wrong"}),
+        ({"apply_to": ["wrong"]}, {"apply_to": "all"}, None),
+    ],
+)
+def test_a_point_found_elsewhere_is_brought_onto_the_axes_of_a_space_where_it_fits(
+    raw: dict[str, Any], parameters: dict[str, Any], values: dict[str, Any] | None
+) -> None:
+    assert parse_method("loca", raw).point_of(parameters) == values

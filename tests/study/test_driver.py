@@ -390,14 +390,14 @@ def test_a_study_without_a_named_teacher_trains_it_first_and_opens_its_points_af
     )
     request = simulation.claim()
     assert request is not None
-    assert (request["part"], request["model"], request["method"]) == ("teacher", "cnn32", "ce")
+    assert (request["teaches"]["regime"], request["model"], request["method"]) == ("held_out", "cnn32", "ce")
     assert simulation.claim() is None
     assert not simulation.driver.finished
     simulation.train(request)
     student = simulation.claim()
     assert adopted == ["digits/cnn32-cnn3"]
     assert student is not None
-    assert (student["part"], student["model"], student["method"]) == ("student", "cnn3", "kd")
+    assert (student["teaches"], student["model"], student["method"]) == (None, "cnn3", "kd")
 
 
 def test_a_teacher_that_cannot_be_trained_ends_the_study_with_the_reason() -> None:
@@ -417,7 +417,7 @@ def test_a_study_of_ce_alone_needs_no_teacher() -> None:
     simulation = Simulation(spec_of(teacher={"regime": "held_out", "fraction": 0.1}))
     request = simulation.claim()
     assert request is not None
-    assert request["part"] == "student"
+    assert request["teaches"] is None
     assert request["teacher"] is None
 
 
@@ -427,3 +427,144 @@ def test_open_points_stay_open_until_all_their_seeds_have_ended() -> None:
     assert request is not None
     simulation.train(request)
     assert [point.state for point in simulation.store.points("sim")] == [OPEN]
+
+
+# A teacher that exists, as far as a study without training can tell.
+GIVEN = {"checkpoint": "given"}
+
+
+# Cross-fitted teachers
+
+
+def test_a_cross_fitted_teacher_is_one_run_a_fold_and_the_students_wait_for_all_of_them() -> None:
+    simulation = Simulation(
+        spec_of(methods={"kd": {}}, teacher={"regime": "cross_fitted", "folds": 3, "stop_at": 90}, seeds=1)
+    )
+    requests = [simulation.claim() for _ in range(3)]
+    assert all(request is not None for request in requests)
+    assert [request["teaches"]["fold"] for request in requests if request] == [0, 1, 2]
+    assert {request["run_id"] for request in requests if request} == set(simulation.states())
+    assert all(request["stop_at"] == 90 and request["parameters"] == {} for request in requests if request)
+    for request in requests:
+        assert simulation.claim() is None
+        assert request is not None
+        simulation.train(request)
+    student = simulation.claim()
+    assert student is not None
+    assert (student["teaches"], student["stop_at"]) == (None, None)
+
+
+# Several pairs
+
+
+LABELLED = [
+    {"pair": "cnn32-cnn3"},
+    {"pair": "cnn32-cnn3", "label": "half", "data": {"train_limit": 500}},
+]
+
+
+def test_pairs_take_turns_whether_their_points_are_listed_or_sampled() -> None:
+    listed = Simulation(spec_of(pairs=LABELLED, methods={"loca": {"alpha": [0.5, 0.9]}}, teacher=GIVEN, seeds=1))
+    turns = [(request["run_id"], request["split"]["train_limit"]) for _ in range(4) if (request := listed.claim())]
+    assert [limit for _, limit in turns] == [None, 500, None, 500]
+    sampled = Simulation(
+        spec_of(
+            name="sampled",
+            pairs=LABELLED,
+            methods={"loca": {"alpha": {"range": [0.5, 1.0]}}},
+            teacher=GIVEN,
+            search={"sampler": "random", "points": 2},
+            seeds=1,
+        )
+    )
+    limits = [request["split"]["train_limit"] for _ in range(4) if (request := sampled.claim())]
+    assert limits == [None, 500, None, 500]
+
+
+def test_two_pairs_that_need_the_same_teacher_train_it_once() -> None:
+    simulation = Simulation(spec_of(pairs=LABELLED, methods={"kd": {}}, seeds=1))
+    assert len(simulation.states()) == 1
+
+
+# What a search tries first
+
+
+def searched(name: str = "sim", **changes: Any) -> Simulation:
+    raw: dict[str, Any] = {
+        "methods": {"loca": {"alpha": {"range": [0.3, 1.05]}, "tau": {"range": [1, 8], "log": True}}},
+        "teacher": GIVEN,
+        "search": {"sampler": "random", "points": 4},
+        "seeds": 1,
+    }
+    return Simulation(spec_of(**{**raw, "name": name, **changes}))
+
+
+def origins(simulation: Simulation) -> list[str]:
+    return [point.origin for point in simulation.store.points(simulation.driver.study, "search")]
+
+
+def test_the_protocols_own_values_are_tried_before_the_sampler_is_asked() -> None:
+    simulation = searched()
+    simulation.finish()
+    first, *others = simulation.store.points("sim", "search")
+    assert first.parameters == {"alpha": 0.95, "tau": 4.0, "beta": 0.9, "gamma": 0.1}
+    assert first.origin == "the protocol's own values"
+    assert [point.origin for point in others] == ["random"] * 3
+
+
+def test_a_range_without_the_protocols_own_values_begins_with_the_sampler() -> None:
+    simulation = searched(methods={"loca": {"alpha": {"range": [0.3, 0.9]}}})
+    simulation.claim()
+    assert origins(simulation) == ["random"]
+    other = searched("asked", search={"sampler": "random", "points": 4, "defaults_first": False})
+    other.claim()
+    assert origins(other) == ["random"]
+
+
+def test_a_search_starts_warm_from_the_best_points_of_pairs_searched_before() -> None:
+    searched("before").finish()
+    best = max(searched_points := searched("before").store.points("before", "search"), key=lambda p: p.value or 0)
+    assert len(searched_points) == 4
+    simulation = searched(
+        "after",
+        pairs=[{"pair": "cnn32-cnn3", "label": "other"}],
+        search={"sampler": "random", "points": 4, "warm_start": 2},
+    )
+    simulation.finish()
+    points = simulation.store.points("after", "search")
+    warm = [point for point in points if point.origin == "warm start from digits/cnn32-cnn3 in before"]
+    assert len(warm) in (1, 2)  # the protocol's own values may be among the best two
+    assert best.parameters in [point.parameters for point in points[:3]]
+    assert len(points) == 4
+    assert len(simulation.store.runs("after", "search")) == 4
+
+
+def test_a_search_that_goes_on_does_not_try_its_first_points_again() -> None:
+    begun = searched()
+    request = begun.claim()
+    assert request is not None
+    begun.train(request)
+    begun.driver.release()
+    again = searched()
+    again.finish()
+    assert origins(again) == ["the protocol's own values", "random", "random", "random"]
+
+
+def test_an_options_list_may_grow_in_a_study_that_exists() -> None:
+    for choices in (["wrong"], ["wrong", "all"]):
+        simulation = Simulation(
+            spec_of(methods={"loca": {"alpha": [0.9], "apply_to": choices}}, teacher=GIVEN, seeds=1)
+        )
+        simulation.finish()
+    parameters = [point.parameters for point in simulation.store.points("sim")]
+    assert [each.get("apply_to") for each in parameters] == [None, "all"]
+
+
+# Studies without methods
+
+
+def test_a_study_without_methods_trains_its_teachers_and_nobody_else() -> None:
+    simulation = Simulation(spec_of(methods={}, teacher={"regime": "held_out", "fraction": 0.1}))
+    simulation.finish()
+    assert [run.stage for run in simulation.store.runs("sim")] == ["teacher"]
+    assert simulation.driver.finished

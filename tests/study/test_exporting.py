@@ -10,6 +10,7 @@ import torch
 
 from study.errors import RequestError
 from study.exporting import export_student
+from study.service import describe
 from tests.study.simulation import Simulation, spec_of
 from trainables import models
 from trainables.files import checkpoint_bytes, write_atomic
@@ -29,6 +30,7 @@ def finished(**changes: Any) -> Simulation:
         weights = models.build("cnn3", 10).state_dict()
         path = simulation.home.checkpoint(run.run_id, str(run.checkpoint))
         write_atomic(path, checkpoint_bytes({"model": weights}))
+    simulation.store.update_info("sim", **describe(simulation.plan))
     return simulation
 
 

@@ -57,8 +57,8 @@ def test_runs_time_and_disk_are_added_up_from_a_measured_step() -> None:
     assert (found.points, found.runs, found.known) == (4, 12, 0)
     (pair,) = found.pairs
     assert pair.seconds_taught > pair.seconds_plain > 0
-    # A quarter of the methods has no teacher; two runs go at a time.
-    mean = (pair.seconds_plain + 2 * pair.seconds_taught) / 3
+    # A quarter of the points has no teacher; two runs go at a time.
+    mean = (pair.seconds_plain + 3 * pair.seconds_taught) / 4
     assert found.seconds == pytest.approx(12 * mean / 2)
     assert found.disk_bytes > 12 * 8 * models.count_parameters(models.build("cnn3", 10))
 

@@ -75,6 +75,49 @@ def test_pairs_are_names_or_objects() -> None:
     assert own.data_of(second).name == "digits"
 
 
+def test_a_pair_stands_several_times_under_labels_of_its_own() -> None:
+    found = spec(pairs=["cnn32-cnn3", {"pair": "cnn32-cnn3", "label": "noisy", "data": {"label_noise": 0.2}}])
+    assert [pair.key for pair in found.pairs] == ["cnn32-cnn3", "cnn32-cnn3@noisy"]
+    assert [found.data_of(pair).variant for pair in found.pairs] == [{}, {"noise": [0.2, 0]}]
+    assert "give each a label" in refusal(pairs=["cnn32-cnn3", "cnn32-cnn3"])
+    assert refusal(pairs=[{"pair": "cnn32-cnn3", "label": "a b/c"}]).startswith("pairs.0.label: ")
+
+
+def test_a_pair_may_have_a_protocol_of_its_own() -> None:
+    found = spec(pairs=["cnn32-cnn3", {"pair": "cnn3-cnn3", "protocol": {"epochs": 2}}])
+    assert [found.protocol_of(pair).epochs for pair in found.pairs] == [40, 2]
+    assert found.teacher_protocol_of(found.pairs[1]).epochs == 2
+    assert refusal(pairs=[{"pair": "cnn32-cnn3", "protocol": {"epoch": 2}}]).startswith("pairs.0.protocol: unknown")
+
+
+def test_a_light_student_is_trained_at_the_papers_lower_rate() -> None:
+    found = spec(
+        protocol={"base": "crd-240"},
+        data={"name": "cifar100"},
+        pairs=["resnet50-mobilenet_v2", "resnet56-resnet20"],
+    )
+    assert [found.protocol_of(pair).lr for pair in found.pairs] == [0.01, 0.05]
+    assert found.teacher_protocol_of(found.pairs[0]).lr == 0.05
+
+
+def test_a_teacher_that_exists_cannot_be_stopped_early() -> None:
+    teacher = {"checkpoint": "given", "stop_at": 60}
+    assert "teacher.stop_at is for a teacher that is trained" in refusal(teacher=teacher)
+
+
+def test_only_a_teacher_that_was_trained_elsewhere_needs_no_part_of_the_images() -> None:
+    teacher = {"regime": "held_out", "fraction": 0}
+    assert "only a checkpoint that was trained elsewhere needs none" in refusal(teacher=teacher)
+    assert spec(teacher={**teacher, "checkpoint": "given"}).teacher.fraction == 0
+
+
+def test_a_study_without_methods_is_about_its_teachers() -> None:
+    found = spec(methods={})
+    assert found.mode == "ablation"
+    assert expected_runs(found) == 0
+    assert found.trains_teacher_of(found.pairs[0])
+
+
 def test_a_method_without_a_value_in_the_file_has_no_parameters_of_its_own() -> None:
     assert spec(methods={"ce": None, "kd": {}}).methods == {"ce": {}, "kd": {}}
 
@@ -177,6 +220,13 @@ def test_small_numbers_may_be_written_as_everywhere_else() -> None:
     assert found.methods["loca"]["alpha"] == {"margin": [0.001, 0.2]}
 
 
+def test_set_reaches_into_lists_by_place_and_into_a_pair_that_is_only_named() -> None:
+    found = spec("pairs.0.teacher.checkpoint=mine", "pairs.0.data.train_limit=50", "methods.loca.alpha.1=0.7")
+    assert found.pairs[0].teacher == {"checkpoint": "mine"}
+    assert found.data_of(found.pairs[0]).train_limit == 50
+    assert found.methods["loca"]["alpha"] == [0.9, 0.7]
+
+
 @pytest.mark.parametrize("override", ["seeds", "=3", "protocol..epochs=1", ".seeds=1"])
 def test_a_set_that_is_not_key_and_value_is_refused(override: str) -> None:
     with pytest.raises(RequestError, match=r"--set .*write key=value"):
@@ -187,7 +237,8 @@ def test_a_set_that_is_not_key_and_value_is_refused(override: str) -> None:
     ("override", "says"),
     [
         ("seeds.first=1", "seeds is 2, which has no keys below it"),
-        ("pairs.0.data=1", r"pairs is \['cnn32-cnn3'\], which has no keys below it"),
+        ("pairs.1.data=1", r"'1' is no place of its list, which has 1"),
+        ("pairs.first.data=1", r"'first' is no place of its list"),
         ("seeds=[1", "is no YAML value"),
         ("methods={ce: {}, ce: {}}", "is no YAML value"),
     ],
@@ -237,7 +288,7 @@ def test_an_unknown_key_is_named_with_its_place_and_the_nearest(overrides: list[
         (["data.name=digit"], "data.name: unknown data set 'digit': did you mean digits"),
         (["protocol.base=digits-quik"], "protocol: unknown protocol 'digits-quik': did you mean digits-quick"),
         (["search.sampler=tpee"], "search.sampler: must be 'grid', 'random', 'tpe' or 'gp', not 'tpee'"),
-        (["teacher.regime=sean"], "teacher.regime: must be 'seen' or 'held_out', not 'sean'"),
+        (["teacher.regime=sean"], "teacher.regime: must be 'seen', 'held_out' or 'cross_fitted', not 'sean'"),
     ],
 )
 def test_an_unknown_name_is_answered_with_the_nearest(overrides: list[str], says: str) -> None:
@@ -269,9 +320,8 @@ def test_an_unknown_name_is_answered_with_the_nearest(overrides: list[str], says
         (["seeds=[-1]"], "seeds: seeds must be distinct numbers"),
         (["seeds=[a]"], "seeds.0: must be a whole number, not 'a'"),
         (["pairs=[]"], "pairs: is empty; give at least one"),
-        (["methods={}"], "methods: is empty; give at least one"),
         (["protocol=digits-quick"], "protocol: must have keys below it, not 'digits-quick'"),
-        (["protocol={epochs: 3}"], "protocol: base is missing or no name; it is one of: crd-240, digits-quick"),
+        (["protocol={epochs: 3}"], "protocol: base is missing or no name; it is one of: cifar-quick, crd-240"),
         (["protocol={base: [digits-quick]}"], "protocol: base is missing or no name"),
         (["protocol={base: 5}"], "protocol: base is missing or no name"),
         (["protocol.epochs=few"], "protocol: epochs: 'few' will not do; it must be a whole number from 1"),
@@ -307,8 +357,11 @@ def test_a_long_wrong_value_is_not_shown_in_full() -> None:
         (["search.sampler=tpe"], "search.sampler: tpe needs a range, and every method has lists; use grid"),
         (["methods.loca.alpha={range: [0.5, 1]}"], "search.sampler: grid cannot sample the ranges of loca"),
         (["methods.loca.alpha={range: [0.5, 1]}", "search.sampler=gp"], "search.points: how many points"),
-        (["pairs=[resnet56-resnet20]"], "pairs.0: resnet56 sees images of (3, 32, 32), and those of digits are"),
-        (["pairs=[cnn32-cnn3, {pair: cnn3-cnn3, data: {name: cifar100}}]"], "pairs.1: cnn3 sees images of (1, 8, 8)"),
+        (["pairs=[resnet56-resnet20]"], "pairs.0: resnet56 takes images of 3 channels and at least"),
+        (
+            ["pairs=[cnn32-cnn3, {pair: cnn3-cnn3, data: {name: cifar100}}]"],
+            "pairs.1: cnn3 takes images of 1 channel and at least",
+        ),
         (["pairs=[cnn32-cnn3, cnn32-cnn3]"], "pairs: a pair stands twice"),
     ],
 )
@@ -397,7 +450,16 @@ def test_a_study_may_grow(base: dict[str, Any], overrides: list[str]) -> None:
     [
         (SMALL, ["seeds=1"], ["seeds lost [1]"]),
         (SMALL, ["protocol.lr=0.5"], ["protocol.lr: 0.05 -> 0.5"]),
-        (SMALL, ["protocol.epochs=10"], ["protocol.epochs: 40 -> 10", "protocol.milestones: (25, 33) -> (7, 9)"]),
+        (
+            SMALL,
+            ["protocol.epochs=10"],
+            [
+                "protocol.epochs: 40 -> 10",
+                "protocol.milestones: (25, 33) -> (7, 9)",
+                "protocol.warmup_dkd: 3.0 -> 1.0",
+                "protocol.warmup_ctkd: 2.0 -> 1.0",
+            ],
+        ),
         (SMALL, ["data.train_limit=100"], ["data.train_limit: not given -> 100"]),
         (SMALL, ["data.split_seed=1"], ["data.split_seed: 0 -> 1"]),
         (SMALL, ["teacher.regime=held_out"], ["teacher.regime: seen -> held_out"]),

@@ -454,6 +454,21 @@ def schema_of(path: Path) -> list[str]:
         connection.close()
 
 
+def test_a_store_of_version_1_is_brought_up_to_date_with_its_points(tmp_path: Path, url: str) -> None:
+    with Store(url).opened() as store:
+        ask(store, "a")
+        before = store.points("a")
+    connection = sqlite3.connect(tmp_path / "store.db")
+    connection.execute("ALTER TABLE kdstudy_points DROP COLUMN origin")
+    connection.execute("UPDATE kdstudy_schema SET version = 1")
+    connection.commit()
+    connection.close()
+    for _ in range(2):
+        with Store(url).opened() as store:
+            assert store.points("a") == before
+            assert store.runs("a")[0].origin == ""
+
+
 def test_a_store_is_opened_again_as_it_was(url: str) -> None:
     with Store(url).opened() as store:
         ask(store, "a")
@@ -462,7 +477,7 @@ def test_a_store_is_opened_again_as_it_was(url: str) -> None:
         assert store.runs("a") == before
 
 
-@pytest.mark.parametrize("version", [SCHEMA_VERSION - 1, SCHEMA_VERSION + 1])
+@pytest.mark.parametrize("version", [0, SCHEMA_VERSION + 1])
 def test_a_store_of_another_schema_is_refused_and_left_as_it_is(tmp_path: Path, url: str, version: int) -> None:
     path = tmp_path / "store.db"
     connection = sqlite3.connect(path)

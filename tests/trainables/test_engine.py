@@ -1,18 +1,23 @@
 import dataclasses
+import hashlib
 import math
 import subprocess
 import sys
 import textwrap
+import types
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import nn
 
-from trainables import data, engine, models, objectives, splits, teachers
-from trainables.engine import NonFinite, RunSpec, Trainer, summary
+from trainables import data, engine, measures, models, objectives, splits, teachers
+from trainables.engine import NonFinite, RunSpec, Trainer, batch_sizes, summary
 from trainables.files import CheckpointError
+from trainables.pipeline import Pipeline
 from trainables.protocol import resolve
 from trainables.streams import generator
 from trainables.teachers import Teacher, TeacherRecord
@@ -46,7 +51,7 @@ def make_teacher(seed=0):
         origin="",
         created="",
     )
-    return Teacher(record, module)
+    return Teacher(record, [module])
 
 
 def trainer(
@@ -57,12 +62,16 @@ def trainer(
     teacher=True,
     test=True,
     parameters=None,
+    stop_at=None,
+    dataset=DIGITS,
+    workers=0,
     **over,
 ):
     protocol = resolve("digits-quick", **({"epochs": 3, "batch_size": 32, "lr": 0.1} | over))
-    run = RunSpec("cnn3", method, parameters or {}, protocol, seed)
+    run = RunSpec("cnn3", method, parameters or {}, protocol, seed, stop_at)
     asked = make_teacher() if teacher is True else teacher or None
-    return Trainer(run, DIGITS, train, validation, asked, test, test_indices=torch.arange(100))
+    some = torch.arange(100)
+    return Trainer(run, dataset, train, validation, asked, test, test_indices=some, workers=workers)
 
 
 def finish(running):
@@ -120,7 +129,7 @@ def test_training_is_plain_sgd_on_the_views_in_the_order_of_their_streams():
         losses = []
         for batch in order.split(32):
             one_by_one = [
-                views.apply(DIGITS.train_images[i : i + 1], views.view_ids(0, epoch, torch.tensor([i])))
+                views.apply(DIGITS.train_images.pixels[i : i + 1], views.view_ids(0, epoch, torch.tensor([i])))
                 for i in batch.tolist()
             ]
             shown = torch.cat(one_by_one)
@@ -148,8 +157,8 @@ def test_accuracies_are_those_of_the_student_in_evaluation_mode():
     net.load_state_dict(running.student_state())
     net.eval()
     parts = {
-        "val": (DIGITS.train_images[SPLIT.validation], DIGITS.train_labels[SPLIT.validation]),
-        "test": (DIGITS.test_images[:100], DIGITS.test_labels[:100]),
+        "val": (DIGITS.train_images.pixels[SPLIT.validation], DIGITS.train_labels[SPLIT.validation]),
+        "test": (DIGITS.test_images.pixels[:100], DIGITS.test_labels[:100]),
     }
     for name, (images, labels) in parts.items():
         with torch.no_grad():
@@ -164,7 +173,7 @@ def test_the_logged_ratio_is_the_teachers_on_the_views_of_the_epoch():
     for epoch in (1, 2):
         logged = running.train_epoch()["mis_instruction_ratio"]
         views, images = CropFlip(1, False), SPLIT.train
-        shown = views.apply(DIGITS.train_images[images], views.view_ids(0, epoch, images))
+        shown = views.apply(DIGITS.train_images.pixels[images], views.view_ids(0, epoch, images))
         z = make_teacher().logits(shown)
         label = DIGITS.train_labels[images][:, None]
         others = z.scatter(1, label, -math.inf).max(1).values
@@ -183,6 +192,18 @@ def test_a_tiny_runs_losses_are_the_recorded_ones(method, parameters, losses):
     """If they move on purpose, the version of the component that moved them must be raised."""
     history = finish(trainer(method, parameters=parameters))
     assert [row["train_loss"] for row in history] == pytest.approx(losses, rel=1e-3)
+
+
+def test_the_batches_of_a_tiny_run_are_the_recorded_ones():
+    """Order and views are integers: they are the same on every machine."""
+    sha = hashlib.sha256()
+    running = trainer("ce")
+    for epoch in (1, 2):
+        for (pixels,), _, target, _ in running._batches(epoch):
+            levels = ((pixels * DIGITS.std[0] + DIGITS.mean[0]) * 255).round().to(torch.uint8)
+            sha.update(levels.numpy().tobytes())
+            sha.update(target.numpy().astype("<i8").tobytes())
+    assert sha.hexdigest()[:16] == "3698f81ffa8e73ee"
 
 
 # Seeds
@@ -205,7 +226,7 @@ def test_a_run_leaves_torchs_own_generator_where_it_was():
 
 def seen(running):
     """Every batch of two epochs, as the student and the teacher see it."""
-    return [(x.clone(), y.clone()) for epoch in (1, 2) for x, _, y in running._batches(epoch)]
+    return [(x.clone(), y.clone()) for epoch in (1, 2) for (x, *_), _, y, _ in running._batches(epoch)]
 
 
 @pytest.mark.parametrize("method", objectives.names())
@@ -231,7 +252,7 @@ def test_the_view_of_an_image_does_not_depend_on_which_others_are_trained_on():
         running.views_of = {}
         for epoch in (1, 2):
             order = running._train[torch.randperm(len(running._train), generator=generator(0, "order", epoch))].tolist()
-            shown = torch.cat([x for x, _, _ in running._batches(epoch)])
+            shown = torch.cat([x for (x,), _, _, _ in running._batches(epoch)])
             running.views_of |= {(epoch, image): view for image, view in zip(order, shown, strict=True)}
     assert all(torch.equal(view, many.views_of[key]) for key, view in few.views_of.items())
 
@@ -257,9 +278,9 @@ def test_the_view_of_an_image_does_not_depend_on_which_others_are_trained_on():
 def test_a_last_short_batch_is_kept_and_a_lone_last_image_joins_the_batch_before(n, size, expected):
     running = trainer(train=SPLIT.train[:n], batch_size=size)
     batches = list(running._batches(1))
-    assert [len(y) for _, _, y in batches] == expected
-    assert all(len(x) == len(z) == len(y) for x, z, y in batches)
-    labels = torch.cat([y for _, _, y in batches])
+    assert [len(y) for _, _, y, _ in batches] == expected
+    assert all(len(x) == len(z) == len(y) == size for (x,), z, y, size in batches)
+    labels = torch.cat([y for _, _, y, _ in batches])
     assert torch.equal(labels.sort().values, DIGITS.train_labels[SPLIT.train[:n]].sort().values)
 
 
@@ -277,7 +298,7 @@ class OnePixel(nn.Module):
 @pytest.fixture
 def one_pixel(monkeypatch):
     entry = dataclasses.replace(models.get("cnn3"), name="one_pixel", factory=lambda classes: OnePixel())
-    monkeypatch.setitem(models.MODELS, "one_pixel", entry)
+    monkeypatch.setitem(models.MODELS._own, "one_pixel", entry)
 
 
 def one_pixel_run(n, batch_size):
@@ -303,25 +324,258 @@ def test_dropout_draws_from_the_runs_own_stream(tmp_path):
     assert timeless([resumed.train_epoch()]) == timeless([second]) != timeless([first])
 
 
+@pytest.mark.parametrize(
+    ("n", "size", "expected"),
+    [(96, 32, [32] * 3), (100, 32, [32] * 3), (97, 32, [32] * 3), (20, 32, [20]), (1, 32, [1]), (3, 1, [1] * 3)],
+)
+def test_a_last_short_batch_is_left_out_where_it_is_to_be_dropped_and_is_not_the_only_one(n, size, expected):
+    running = trainer(train=SPLIT.train[:n], batch_size=size, drop_last=True)
+    assert [len(y) for _, _, y, _ in running._batches(1)] == expected == batch_sizes(n, size, drop_last=True)
+
+
+def test_cifars_50000_images_in_batches_of_64_are_782_steps_and_781_without_the_short_one():
+    kept, dropped = batch_sizes(50_000, 64), batch_sizes(50_000, 64, drop_last=True)
+    assert (len(kept), sum(kept), kept[-1]) == (782, 50_000, 16)
+    assert (len(dropped), sum(dropped), set(dropped)) == (781, 49_984, {64})
+
+
+def test_which_images_a_dropped_batch_leaves_out_changes_with_the_epoch_and_the_means_are_over_the_others():
+    running = trainer("ce", train=SPLIT.train[:75], drop_last=True)
+    first, second = (torch.cat([y for _, _, y, _ in running._batches(epoch)]) for epoch in (1, 2))
+    assert len(first) == len(second) == 64
+    assert not torch.equal(first.sort().values, second.sort().values)
+    assert running.train_epoch()["train_top1"] % (100 / 64) == pytest.approx(0, abs=1e-4)
+
+
+# Views, parts and parameters that a method asks for
+
+
+class Asked(nn.Module):
+    """Cross-entropy on all views, weighted by a parameter that is trained, with parts of its own."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.tensor(1.5))
+        self.calls = []
+
+    def forward(self, student_logits, teacher_logits, target, epoch=1):
+        self.calls.append((student_logits.shape, teacher_logits.shape, student_logits.dtype, teacher_logits.dtype))
+        views = student_logits if student_logits.ndim == 3 else student_logits[None]
+        ce = torch.stack([F.cross_entropy(view, target) for view in views]).mean()
+        zero = torch.zeros(())
+        parts = {"loss": ce * self.weight, "ce": ce.detach(), "kd": zero}
+        return parts | {"mis_instruction_ratio": zero, "capped_ratio": zero, "weight": self.weight.detach()}
+
+
+@pytest.fixture
+def method(monkeypatch):
+    def register(views, **options):
+        entry = types.SimpleNamespace(name="asked", needs_teacher=True, parameters=(), views=views)
+        monkeypatch.setattr(engine.objectives, "get", lambda name: entry)
+        monkeypatch.setattr(engine.objectives, "build", lambda name, **parameters: Asked())
+
+    return register
+
+
+def test_with_several_views_the_student_sees_each_as_a_batch_and_the_logits_are_stacked(method):
+    method(("weak", "strong"))
+    running = trainer("asked", train=SPLIT.train[:64], test=False)
+    sizes = []
+    running._model.register_forward_hook(lambda module, inputs, output: sizes.append(len(inputs[0])))
+    batches = list(running._batches(1))
+    running.train_epoch()
+    # Two batches of two views; then the validation part.
+    assert sizes[:4] == [32] * 4
+    assert {call[:2] for call in running._objective.calls} == {((2, 32, 10), (2, 32, 10))}
+    (weak, strong), asked, _, _ = batches[0]
+    assert not torch.equal(weak, strong)
+    teacher = make_teacher()
+    shown = next(Pipeline(DIGITS, running.run.protocol).training(0, 1, [first_batch(running)], ("weak", "strong")))
+    for pixels, logits in zip(shown.views, asked, strict=True):
+        assert torch.equal(teacher.logits(pixels), logits)
+
+
+def first_batch(running):
+    order = running._train[torch.randperm(len(running._train), generator=generator(0, "order", 1))]
+    return order[: running.run.protocol.batch_size]
+
+
+def test_a_methods_own_parameter_is_trained_its_own_part_is_a_metric_and_both_are_resumed(method, tmp_path):
+    method(("weak",))
+    whole = trainer("asked")
+    history = finish(whole)
+    values = [row["weight"] for row in history]
+    assert values[0] > values[1] > values[2]
+    assert not {"ce", "kd", "loss"} & set(history[0])
+    begun = trainer("asked")
+    begun.train_epoch()
+    begun.save(tmp_path / "checkpoint")
+    resumed = trainer("asked")
+    resumed.load(tmp_path / "checkpoint")
+    assert timeless(finish(resumed)) == timeless(history[1:])
+    assert torch.equal(resumed._objective.weight, whole._objective.weight)
+
+
+# Stopping early
+
+
+def test_a_run_stops_after_the_first_epoch_that_reaches_its_accuracy_and_a_resumed_one_knows(tmp_path):
+    history = finish(trainer("ce", epochs=8))
+    goal = history[3]["train_top1"]
+    reached = next(i for i, row in enumerate(history) if row["train_top1"] >= goal)
+    running = trainer("ce", epochs=8, stop_at=goal)
+    assert timeless(finish(running)) == timeless(history[: reached + 1])
+    assert running.done
+    running.save(tmp_path / "checkpoint")
+    again = trainer("ce", epochs=8, stop_at=goal)
+    assert not again.done
+    again.load(tmp_path / "checkpoint")
+    assert again.done
+    with pytest.raises(CheckpointError, match="its stop_at is"):
+        trainer("ce", epochs=8).load(tmp_path / "checkpoint")
+
+
+def test_a_run_that_never_reaches_its_accuracy_ends_after_the_last_epoch():
+    assert len(finish(trainer("ce", epochs=2, stop_at=100.0))) == 2
+
+
+# Precision
+
+
+def test_tf32_is_what_float32_is_on_a_cpu():
+    assert timeless(finish(trainer(precision="tf32"))) == timeless(finish(trainer()))
+
+
+@pytest.mark.parametrize(("precision", "tf32"), [("float32", False), ("tf32", True), ("bf16", False)])
+def test_the_switches_for_tf32_are_set_for_the_epoch_and_set_back(precision, tf32):
+    running = trainer("ce", precision=precision, test=False)
+    cuda, cudnn, seen = torch.backends.cuda.matmul, torch.backends.cudnn, set()
+    running._model.register_forward_hook(lambda *_: seen.add((cuda.allow_tf32, cudnn.allow_tf32)))
+    before = cuda.allow_tf32, cudnn.allow_tf32
+    running.train_epoch()
+    assert seen == {(tf32, tf32)}
+    assert (cuda.allow_tf32, cudnn.allow_tf32) == before
+    assert before == (False, True)  # torch's own, so that a change of them is noticed here
+
+
+def test_bf16_is_for_the_forward_passes_and_losses_and_weights_stay_float32(method):
+    method(("weak",))
+    running = trainer("asked", precision="bf16", epochs=1)
+    seen = set()
+    running._model.register_forward_hook(lambda module, inputs, output: seen.add(output.dtype))
+    metrics = running.train_epoch()
+    assert seen == {torch.bfloat16}
+    assert {call[2:] for call in running._objective.calls} == {(torch.float32, torch.float32)}
+    assert all(value.dtype == torch.float32 for value in running._model.parameters())
+    full = trainer("asked", epochs=1).train_epoch()
+    assert metrics["train_loss"] == pytest.approx(full["train_loss"], rel=0.03)
+    assert metrics["train_loss"] != full["train_loss"]
+
+
+# Data and students that do not fit, and images of all sizes
+
+
+def test_a_student_that_cannot_take_the_images_says_so():
+    protocol = resolve("digits-quick")
+    with pytest.raises(ValueError, match="resnet20"):
+        Trainer(RunSpec("resnet20", "ce", {}, protocol, 0), DIGITS, SPLIT.train, NO_INDICES, None, True)
+
+
+@pytest.fixture
+def photographs(tmp_path):
+    """Ten training images of each of three classes, of two sizes; three test images."""
+    for part, n in (("train", 10), ("val", 1)):
+        for c, name in enumerate("abc"):
+            (tmp_path / part / name).mkdir(parents=True)
+            for i in range(n):
+                draw = np.random.default_rng(10 * c + i)
+                pixels = draw.integers(80 * c, 80 * c + 90, (40 + i % 2, 36, 3), np.uint8)
+                Image.fromarray(pixels).save(tmp_path / part / name / f"{i}.png")
+    return tmp_path
+
+
+def photograph_run(root, method="ce", bad_images="fail", workers=0, **over):
+    protocol = resolve("imagenet-quick", image_size=32, eval_resize=32, batch_size=8, epochs=2, **over)
+    dataset = data.load("image_folder", root, bad_images=bad_images)
+    run = RunSpec("resnet8x4", method, {}, protocol, 0)
+    return Trainer(run, dataset, torch.arange(28), torch.arange(28, 30), None, True, workers=workers)
+
+
+def test_a_run_on_images_of_several_sizes_resumes_bit_for_bit_with_other_workers(photographs, tmp_path):
+    whole = photograph_run(photographs)
+    history = finish(whole)
+    begun = photograph_run(photographs)
+    first = begun.train_epoch()
+    begun.save(tmp_path / "checkpoint")
+    resumed = photograph_run(photographs, workers=1)
+    resumed.load(tmp_path / "checkpoint")
+    assert timeless([first, *finish(resumed)]) == timeless(history)
+    assert same(resumed.student_state(), whole.student_state())
+    assert "skipped_images" not in history[0]
+
+
+@pytest.mark.parametrize("views", [{}, {"views": "crop_flip", "pad": 2}])
+def test_images_that_do_not_decode_end_a_run_or_are_left_out_and_counted(photographs, views):
+    for i in (1, 4):
+        (photographs / "train" / "b" / f"{i}.png").write_text("no image")
+    with pytest.raises(data.DataError, match=r"train/b/[14].png: not an image"):
+        finish(photograph_run(photographs, **views))
+    history = finish(photograph_run(photographs, bad_images="skip", **views))
+    assert [row["skipped_images"] for row in history] == [2.0, 2.0]
+    assert all(math.isfinite(row["train_loss"]) for row in history)
+    assert history[0]["train_top1"] * 26 / 100 == pytest.approx(round(history[0]["train_top1"] * 26 / 100), abs=1e-3)
+
+
+def test_a_run_all_of_whose_images_are_bad_says_so(photographs):
+    running = photograph_run(photographs, bad_images="skip")
+    for file in (photographs / "train").glob("*/*.png"):
+        file.write_text("no image")
+    with pytest.raises(data.DataError, match="not one of its images decodes"):
+        running.train_epoch()
+
+
+def test_wrong_labels_are_what_the_student_learns_from():
+    noisy = data.restrict(DIGITS, label_noise=0.5)
+    clean, spoiled = trainer("ce", epochs=1).train_epoch(), trainer("ce", epochs=1, dataset=noisy).train_epoch()
+    assert clean["train_loss"] != spoiled["train_loss"]
+    targets = torch.cat([y for _, _, y, _ in trainer("ce", dataset=noisy)._batches(1)])
+    assert torch.equal(targets.bincount(minlength=10), noisy.train_labels[SPLIT.train].bincount(minlength=10))
+
+
 # The teacher
+
+
+def test_a_cross_fitted_teacher_answers_each_image_by_the_network_that_never_saw_it():
+    folds = torch.arange(1000) % 2
+    networks = [make_teacher(seed).modules[0] for seed in (1, 2)]
+    asked = Teacher(dataclasses.replace(make_teacher().record, fold_top1=(0.0, 0.0)), networks, folds)
+    running = trainer("kd", teacher=asked, test=False)
+    (pixels, *_), logits, _, _ = next(running._batches(1))
+    batch = first_batch(running)
+    shown = next(Pipeline(DIGITS, running.run.protocol).training(0, 1, [batch])).views[0]
+    for fold, seed in ((0, 1), (1, 2)):
+        mine = folds[batch] == fold
+        assert torch.equal(make_teacher(seed).logits(shown[mine]), logits[mine])
+    assert len(pixels) == len(logits)
 
 
 def test_training_changes_nothing_of_the_teacher():
     asked = make_teacher()
-    before = {key: value.clone() for key, value in asked.module.state_dict().items()}
+    (module,) = asked.modules
+    before = {key: value.clone() for key, value in module.state_dict().items()}
     finish(trainer(teacher=asked))
-    assert same(asked.module.state_dict(), before)
-    assert not asked.module.training
-    assert all(p.grad is None and not p.requires_grad for p in asked.module.parameters())
+    assert same(module.state_dict(), before)
+    assert not module.training
+    assert all(p.grad is None and not p.requires_grad for p in module.parameters())
 
 
 def test_a_method_without_a_teacher_never_asks_it():
     class Silent(Teacher):
-        def logits(self, images):
+        def logits(self, images, indices=None):
             raise AssertionError("asked")
 
     asked = make_teacher()
-    with_one, without = trainer("ce", teacher=Silent(asked.record, asked.module)), trainer("ce", teacher=None)
+    with_one, without = trainer("ce", teacher=Silent(asked.record, asked.modules)), trainer("ce", teacher=None)
     assert timeless(finish(with_one)) == timeless(finish(without))
 
 
@@ -331,13 +585,27 @@ def test_a_method_that_needs_a_teacher_says_so():
 
 
 def test_the_points_numbers_go_before_the_methods_and_the_protocols():
-    def objective(**parameters):
-        return trainer("loca", parameters=parameters, tau=3.0)._objective
+    def given(**parameters):
+        return trainer("loca", parameters=parameters, tau=3.0)._parameters(objectives.get("loca"))
 
-    assert (objective().alpha, objective().tau, objective().beta, objective().gamma) == (0.95, 3.0, 0.9, 0.1)
-    assert (objective(alpha=0.8, tau=2.0).alpha, objective(alpha=0.8, tau=2.0).tau) == (0.8, 2.0)
+    assert given() == {"alpha": 0.95, "tau": 3.0, "beta": 0.9, "gamma": 0.1}
+    assert given(alpha=0.8, tau=2.0) == {"alpha": 0.8, "tau": 2.0, "beta": 0.9, "gamma": 0.1}
     with pytest.raises(ValueError, match="alpha"):
         trainer("kd", parameters={"alpha": 0.9})
+
+
+def test_a_methods_options_come_from_the_point_alone_and_a_wrong_one_is_refused():
+    """Whatever options there are: the first choice is the default, so naming it changes nothing."""
+    for method in map(objectives.get, objectives.names()):
+        for option in method.options:
+            plain = trainer(method.name, epochs=1).train_epoch()
+            for choice in option.choices:
+                chosen = trainer(method.name, epochs=1, parameters={option.name: choice}).train_epoch()
+                assert math.isfinite(chosen["train_loss"])
+                if choice == option.choices[0]:
+                    assert timeless([chosen]) == timeless([plain])
+            with pytest.raises(ValueError, match=option.name):
+                trainer(method.name, parameters={option.name: "no such choice"})
 
 
 # When things go wrong
@@ -366,7 +634,8 @@ def test_a_run_stopped_after_any_epoch_ends_bit_identical_to_an_undisturbed_one(
         assert timeless(kept + finish(resumed)) == timeless(history)
         assert same(resumed.student_state(), whole.student_state())
         assert all(torch.equal(a, b) for a, b in zip(momenta(resumed), momenta(whole), strict=True))
-        assert len(momenta(resumed)) == len(list(whole._model.parameters()))
+        trained = [*whole._model.parameters(), *whole._objective.parameters()]
+        assert len(momenta(resumed)) == len(trained)
 
 
 def test_a_run_killed_after_each_epoch_in_turn_ends_bit_identical(tmp_path):
@@ -521,7 +790,7 @@ def test_a_run_trains_where_ray_optuna_mlflow_and_the_rest_of_the_service_cannot
         sys.meta_path[:] = [Without(finder) for finder in sys.meta_path]
         import torch
         torch.set_num_threads(1)
-        from trainables import calibration, data, engine, models, objectives, protocol, splits, streams, teachers, views
+        from trainables import calibration, data, engine, measures, models, objectives, pipeline, protocol, splits
         digits = data.load("digits")
         run = engine.RunSpec("cnn3", "ce", {}, protocol.resolve("digits-quick", epochs=1), 0)
         split = splits.make_split(digits.train_labels, split_seed=0, train_limit=100)
@@ -542,9 +811,8 @@ def test_a_teacher_of_60_digits_is_wrong_on_a_fifth_of_the_others_and_its_studen
     own = Trainer(RunSpec("cnn32", "ce", {}, protocol, 0), DIGITS, split.teacher, NO_INDICES, None, True)
     finish(own)
     module = teachers.load_into("cnn32", 10, own.student_state(), "t")
-    asked = Teacher(dataclasses.replace(make_teacher().record, mean=DIGITS.mean, std=DIGITS.std), module)
-    views = CropFlip(protocol.pad, protocol.flip)
-    assert 0.1 < teachers.mis_instruction_ratio(asked, DIGITS, split.train, views, 5, 0) < 0.3
+    asked = Teacher(dataclasses.replace(make_teacher().record, mean=DIGITS.mean, std=DIGITS.std), [module])
+    assert 0.1 < measures.mis_instruction_ratio(asked, Pipeline(DIGITS, protocol), split.train, 5, 0) < 0.3
     for method, floor in (("ce", 85), ("kd", 75), ("loca", 75)):
         run = RunSpec("cnn3", method, {}, protocol, 0)
         history = finish(Trainer(run, DIGITS, split.train, NO_INDICES, asked, True))

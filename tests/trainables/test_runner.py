@@ -31,10 +31,19 @@ def request(folder: Path, **changes: Any) -> dict[str, Any]:
         "parameters": {},
         "protocol": chosen.identity() | {"base": chosen.base},
         "seed": 0,
-        "data": {"name": "digits", "root": None, "cache": None},
+        "data": {
+            "name": "digits",
+            "root": None,
+            "cache": None,
+            "classes": None,
+            "label_noise": 0.0,
+            "noise_seed": 0,
+            "bad_images": "fail",
+        },
         "data_hash": data.load("digits").hash,
         "split": SPLIT,
-        "part": "student",
+        "teaches": None,
+        "stop_at": None,
         "test_limit": 50,
         "evaluate_test": True,
         "teacher": None,
@@ -43,6 +52,7 @@ def request(folder: Path, **changes: Any) -> dict[str, Any]:
         "rungs": [],
         "device": "cpu",
         "threads": 1,
+        "workers": 0,
         **changes,
     }
     # It crosses a process boundary as JSON.
@@ -130,7 +140,40 @@ def test_data_that_differ_from_the_studys_are_refused(tmp_path: Path) -> None:
 
 def test_a_teacher_is_trained_on_its_own_part(tmp_path: Path) -> None:
     split = {**SPLIT, "teacher_fraction": 0.06, "keep_validation_in_train": True}
-    asked = request(tmp_path, model="cnn32", part="teacher", split=split)
+    asked = request(tmp_path, model="cnn32", teaches={"regime": "held_out"}, split=split)
     running = runner.Runner(asked)
     labels = data.load("digits").train_labels
     assert torch.equal(running._trainer._train, splits.make_split(labels, **split).teacher)
+
+
+def test_a_cross_fitted_teacher_never_sees_its_fold_and_a_limit_leaves_a_sample(tmp_path: Path) -> None:
+    split = {**SPLIT, "keep_validation_in_train": True}
+    labels = data.load("digits").train_labels
+    teaches = {"regime": "cross_fitted", "folds": 3, "fold": 1}
+    for limit in (None, 90):
+        asked = request(tmp_path, model="cnn32", teaches={**teaches, "limit": limit}, split=split)
+        images = runner.Runner(asked)._trainer._train
+        assert not (splits.make_folds(labels, 3, 0)[images] == 1).any()
+        assert limit is None or len(images) == limit
+
+
+def test_an_early_stopped_teacher_is_done_at_the_first_epoch_that_reaches_its_accuracy(tmp_path: Path) -> None:
+    asked = request(tmp_path, model="cnn32", teaches={"regime": "seen"}, test_limit=None)
+    whole = metrics(train(asked))
+    wanted = whole[1]["train_top1"]
+    assert wanted > whole[0]["train_top1"]
+    reports = train({**asked, "attempt": 2, "stop_at": wanted})
+    assert metrics(reports) == whole[:2]
+    assert reports[-1]["done"]
+    assert reports[-1]["checkpoint"] == "attempt-2/epoch-0002.pt"
+    again = runner.Runner({**asked, "attempt": 3, "stop_at": wanted, "resume_from": reports[-1]["checkpoint"]})
+    assert again.advance(0.0)["epochs"] == []  # it was done
+
+
+def test_classes_and_label_noise_are_the_workers_as_they_are_the_drivers(tmp_path: Path) -> None:
+    source = {**request(tmp_path)["data"], "classes": [3, 5], "label_noise": 0.25}
+    dataset = runner.load_data(source)
+    assert dataset.num_classes == 2
+    running = runner.Runner(request(tmp_path, data=source))
+    assert set(dataset.train_labels[running._trainer._train].tolist()) == {0, 1}
+    assert running.advance(0.0)["epochs"][0]["test_top1"] >= 0

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trainables.splits import make_split, stratified
+from trainables.splits import make_folds, make_split, stratified, teacher_images
 
 LABELS = st.lists(st.integers(0, 6), min_size=1, max_size=80).map(torch.tensor)
 DIGITS = torch.arange(10).repeat(100)[torch.randperm(1000, generator=torch.Generator().manual_seed(0))]
@@ -110,3 +110,47 @@ def test_the_digest_tells_one_part_from_the_other(moved):
     none = make_split(labels, split_seed=moved)
     half = make_split(labels, split_seed=moved, validation_fraction=0.5)
     assert none.digest != half.digest
+
+
+WITH_ABSENT = st.lists(st.integers(-1, 5), min_size=1, max_size=80).map(torch.tensor)
+
+
+@settings(deadline=None)
+@given(WITH_ABSENT, st.integers(0, 100), st.integers(0, 5))
+def test_images_that_are_not_part_of_the_data_belong_to_nobody(labels, n, seed):
+    assert (labels[stratified(labels, n, seed)] >= 0).all()
+    split = make_split(labels, split_seed=seed, validation_fraction=0.2, teacher_fraction=0.3)
+    together = torch.cat([split.train, split.validation, split.teacher]).sort().values
+    assert torch.equal(together, torch.nonzero(labels >= 0).flatten())
+
+
+@settings(deadline=None)
+@given(WITH_ABSENT, st.integers(2, 7), st.integers(0, 5))
+def test_folds_are_of_one_size_and_every_class_is_spread_evenly(labels, k, seed):
+    folds = make_folds(labels, k, seed)
+    assert torch.equal(folds == -1, labels < 0)
+    sizes = torch.bincount(folds[folds >= 0], minlength=k)
+    assert sizes.max() - sizes.min() <= 1
+    for label in range(6):
+        of_class = torch.bincount(folds[labels == label], minlength=k)
+        assert of_class.max() - of_class.min() <= 1
+    assert torch.equal(folds, make_folds(labels, k, seed))
+
+
+@settings(deadline=None)
+@given(LABELS, st.integers(2, 5), st.floats(0, 0.5))
+def test_no_cross_fitted_teacher_learns_from_its_own_fold_or_from_the_validation_part(labels, k, validation):
+    split = {"split_seed": 3, "validation_fraction": validation, "keep_validation_in_train": True}
+    unseen = make_split(labels, split_seed=3, validation_fraction=validation).validation
+    folds = make_folds(labels, k, 3)
+    for fold in range(k):
+        images = teacher_images(labels, split, "cross_fitted", k, fold)
+        assert not (folds[images] == fold).any()
+        assert not torch.isin(images, unseen).any()
+        assert len(images) == ((folds != fold).sum() - (folds[unseen] != fold).sum())
+
+
+def test_a_seen_teacher_learns_from_everything_and_a_held_out_one_from_its_part():
+    split = {"split_seed": 0, "teacher_fraction": 0.5}
+    assert torch.equal(teacher_images(DIGITS, split, "seen"), torch.arange(1000))
+    assert torch.equal(teacher_images(DIGITS, split, "held_out"), make_split(DIGITS, **split).teacher)

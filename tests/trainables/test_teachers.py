@@ -7,8 +7,10 @@ import pytest
 import torch
 
 from trainables import data, models, teachers
+from trainables.measures import evaluate, mis_instruction_ratio
+from trainables.pipeline import Pipeline
+from trainables.protocol import resolve
 from trainables.teachers import CheckpointError, Teacher, TeacherRecord, content_hash, load_into, read_state_dict
-from trainables.views import CropFlip
 
 SHARED = Path(__file__).resolve().parents[2] / ".." / "shared"
 
@@ -44,12 +46,12 @@ def record_of(state_dict, **changes):
 
 def teacher(**changes):
     state_dict = weights()
-    return Teacher(record_of(state_dict, **changes), load_into("cnn3", 10, state_dict, "a test"))
+    return Teacher(record_of(state_dict, **changes), [load_into("cnn3", 10, state_dict, "a test")])
 
 
 def digits(n=40):
     loaded = data.load("digits")
-    return loaded.train_images[:n], loaded.train_labels[:n]
+    return loaded.train_images.pixels[:n], loaded.train_labels[:n]
 
 
 # Checkpoints
@@ -273,11 +275,11 @@ def test_a_teacher_normalises_by_its_own_mean_and_std():
 
 def test_asking_a_teacher_builds_no_graph_and_changes_none_of_its_state():
     asked = teacher()
-    before = {key: value.clone() for key, value in asked.module.state_dict().items()}
+    before = {key: value.clone() for key, value in asked.modules[0].state_dict().items()}
     logits = asked.logits(digits()[0])
     assert not logits.requires_grad
-    assert not any(parameter.requires_grad for parameter in asked.module.parameters())
-    assert all(torch.equal(value, before[key]) for key, value in asked.module.state_dict().items())
+    assert not any(parameter.requires_grad for parameter in asked.modules[0].parameters())
+    assert all(torch.equal(value, before[key]) for key, value in asked.modules[0].state_dict().items())
 
 
 def test_a_teachers_answer_to_an_image_does_not_depend_on_the_others():
@@ -287,38 +289,104 @@ def test_a_teachers_answer_to_an_image_does_not_depend_on_the_others():
     torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("batch", [1, 7, 40, 1000])
-def test_accuracy_is_the_share_of_labels_at_the_top_and_among_the_five_best(batch):
-    generator = torch.Generator().manual_seed(0)
-    images = torch.arange(40, dtype=torch.uint8).view(-1, 1, 1, 1)
-    logits, labels = torch.randn(40, 10, generator=generator), torch.randint(10, (40,), generator=generator)
-    ranked = [sorted(range(10), key=lambda c: -row[c])[:5] for row in logits.tolist()]
-    top1 = sum(best[0] == label for best, label in zip(ranked, labels.tolist(), strict=True))
-    top5 = sum(label in best for best, label in zip(ranked, labels.tolist(), strict=True))
-    found = teachers.evaluate(lambda x: logits[x.flatten().long()], images, labels, batch)
-    assert found == (100 * top1 / 40, 100 * top5 / 40)
+# Cross-fitted sets
 
 
-def test_with_fewer_than_five_classes_every_label_is_among_the_five_best():
-    images, labels = torch.zeros(4, 1, 1, 1, dtype=torch.uint8), torch.tensor([0, 1, 2, 0])
-    logits = torch.tensor([[3.0, 2.0, 1.0]])
-    assert teachers.evaluate(lambda x: logits.expand(len(x), 3), images, labels) == (50.0, 100.0)
+def cross_fitted(k=3):
+    """A set of k small networks and the folds that they answer, of 40 training images, two of them no part of them."""
+    states = [weights(seed=seed) for seed in range(k)]
+    folds = torch.arange(40) % k
+    folds[[4, 9]] = -1
+    record = record_of(states[0], trained_on="folds", fold_top1=tuple(80.0 + i for i in range(k)))
+    hashes = [content_hash(record.model, record.mean, record.std, state) for state in states]
+    record = dataclasses.replace(record, hash=teachers.cross_fitted_hash(hashes, folds))
+    return record, {"members": states, "folds": folds}
 
 
-def test_the_ratio_counts_the_views_of_the_asked_images_in_the_first_epochs():
-    dataset = data.load("digits")
-    asked, views, indices = teacher(), CropFlip(1, False), torch.arange(3, 300, 7)
-    wrong = []
-    for epoch in (1, 2, 3):
-        for index in indices.tolist():
-            one = torch.tensor([index])
-            shown = views.apply(dataset.train_images[one], views.view_ids(5, epoch, one))
-            logits = asked.logits(shown)[0].tolist()
-            label = int(dataset.train_labels[index])
-            wrong.append(max(logits[:label] + logits[label + 1 :]) >= logits[label])
-    ratio = teachers.mis_instruction_ratio(asked, dataset, indices, views, 3, 5)
-    assert ratio == sum(wrong) / len(wrong)
-    assert 0.5 < ratio < 1  # untrained, so mostly wrong
+def assembled(k=3):
+    record, content = cross_fitted(k)
+    modules = [load_into("cnn3", 10, state, "a test") for state in content["members"]]
+    return Teacher(record, modules, content["folds"])
+
+
+def test_each_image_is_answered_by_the_network_of_its_own_fold():
+    images, _ = digits()
+    asked = assembled()
+    for indices in (torch.tensor([0, 1, 2, 3, 30, 38]), torch.tensor([7]), torch.tensor([12, 3, 12])):
+        answers = asked.logits(images[indices], indices)
+        for answer, index in zip(answers, indices.tolist(), strict=True):
+            single = Teacher(asked.record, [asked.modules[index % 3]])
+            torch.testing.assert_close(answer, single.logits(images[[index]])[0], rtol=1e-4, atol=1e-5)
+
+
+def test_an_image_of_the_test_set_is_answered_by_the_mean_of_all_networks():
+    images, _ = digits()
+    asked = assembled()
+    singles = [Teacher(asked.record, [module]).logits(images) for module in asked.modules]
+    torch.testing.assert_close(asked.logits(images), sum(singles) / 3, rtol=1e-5, atol=1e-5)
+
+
+def test_a_set_is_kept_and_loaded_as_one_teacher(tmp_path):
+    record, content = cross_fitted()
+    teachers.save(tmp_path, record, content, torch.arange(40))
+    loaded = teachers.load(tmp_path, "small")
+    assert (loaded.record, loaded.record.folds) == (record, 3)
+    images, _ = digits()
+    assert torch.equal(loaded.logits(images, torch.arange(40) % 3), assembled().logits(images, torch.arange(40) % 3))
+
+
+def test_the_hash_of_a_set_notices_who_answers_which_image():
+    record, content = cross_fitted()
+    other = content["folds"].roll(1)
+    hashes = [content_hash("cnn3", record.mean, record.std, state) for state in content["members"]]
+    assert teachers.cross_fitted_hash(hashes, other) != record.hash
+    assert teachers.cross_fitted_hash(hashes[::-1], content["folds"]) != record.hash
+
+
+# Files that travel
+
+
+@pytest.mark.parametrize("folds", [0, 3])
+def test_a_teacher_travels_to_another_home_with_all_that_is_known_of_it(tmp_path, folds):
+    if folds:
+        record, content = cross_fitted(folds)
+    else:
+        content = weights()
+        record = record_of(content)
+    teachers.save(tmp_path / "a", record, content, torch.tensor([1, 2, 3]))
+    teachers.export_file(tmp_path / "a", "small", tmp_path / "t.pt")
+    assert teachers.is_teacher_file(tmp_path / "t.pt")
+    assert teachers.import_file(tmp_path / "b", tmp_path / "t.pt") == record
+    assert teachers.load(tmp_path / "b", record.hash).record == record
+    assert teachers.trained_indices(tmp_path / "b", "small").tolist() == [1, 2, 3]
+    assert teachers.import_file(tmp_path / "b", tmp_path / "t.pt") == record  # again: nothing changes
+
+
+def test_a_plain_checkpoint_is_no_teachers_file(tmp_path):
+    torch.save(weights(), tmp_path / "w.pt")
+    assert not teachers.is_teacher_file(tmp_path / "w.pt")
+
+
+def test_a_teachers_file_that_was_changed_on_its_way_is_refused_and_nothing_is_kept(tmp_path):
+    content = weights()
+    teachers.save(tmp_path / "a", record_of(content), content)
+    teachers.export_file(tmp_path / "a", "small", tmp_path / "t.pt")
+    travelled = torch.load(tmp_path / "t.pt", weights_only=True)
+    for changed in ({"weights": weights(seed=1)}, {"record": {}}, {"weights": None}):
+        torch.save({**travelled, **changed}, tmp_path / "t.pt")
+        with pytest.raises(CheckpointError, match="damaged") as caught:
+            teachers.import_file(tmp_path / "b", tmp_path / "t.pt")
+        assert "\n" not in str(caught.value)
+    assert teachers.list_records(tmp_path / "b") == []
+
+
+def test_a_name_that_is_taken_by_another_teacher_is_refused(tmp_path):
+    for home, seed in (("a", 0), ("b", 1)):
+        content = weights(seed=seed)
+        teachers.save(tmp_path / home, record_of(content), content)
+    teachers.export_file(tmp_path / "a", "small", tmp_path / "t.pt")
+    with pytest.raises(CheckpointError, match="small is already the name of"):
+        teachers.import_file(tmp_path / "b", tmp_path / "t.pt")
 
 
 CHECKPOINT = SHARED / "data" / "teachers" / "cifar100_resnet56.pth"
@@ -330,9 +398,10 @@ def test_the_real_resnet56_has_its_measured_accuracy_and_hardly_mis_instructs_on
     dataset = data.load("cifar100", SHARED / "data" / "cifar100", tmp_path)
     state_dict = read_state_dict(CHECKPOINT)
     record = record_of(state_dict, model="resnet56", num_classes=100, mean=dataset.mean, std=dataset.std)
-    asked = Teacher(record, load_into("resnet56", 100, state_dict, "resnet56"))
-    top1, top5 = teachers.evaluate(asked.logits, dataset.test_images, dataset.test_labels)
+    asked = Teacher(record, [load_into("resnet56", 100, state_dict, "resnet56")])
+    pipeline = Pipeline(dataset, resolve("crd-240"))
+    top1, top5 = evaluate(asked.logits, pipeline.evaluation("test", None))
     assert top1 == pytest.approx(72.61, abs=0.05)
     assert top1 < top5 < 100
     sample = torch.arange(0, 50_000, 25)
-    assert teachers.mis_instruction_ratio(asked, dataset, sample, CropFlip(4, True), 1, 0) < 0.01
+    assert mis_instruction_ratio(asked, pipeline, sample, 1, 0) < 0.01

@@ -1,8 +1,9 @@
 """The networks, one file a family, and their registry.
 
-A family's file lists its models in `ENTRIES`; a new family is a new file, named in `MODELS`. Models map normalised
-images to logits, and draw their initial weights from PyTorch's global generator. May import torch, and of ours only
-`trainables`.
+A family's file lists its models in `ENTRIES`; a new family is a new file, named in `MODELS`. A model of one's own needs
+no file here: it is named `package.module:factory`, or an installed package declares it as an entry point of the group
+`kdstudy.models`. Models map normalised images to logits, and draw their initial weights from PyTorch's global
+generator. May import torch (torchvision inside a factory), and of ours only `trainables`.
 """
 
 import copy
@@ -11,39 +12,63 @@ import math
 import torch
 from torch import Tensor, nn
 
-from trainables.models import cifar_resnet, plain_cnn
+from trainables.models import (
+    cifar_resnet,
+    cifar_resnet50,
+    imagenet_mobilenet_v1,
+    imagenet_resnet,
+    mobilenet_v2,
+    plain_cnn,
+    shufflenet_v1,
+    shufflenet_v2,
+    vgg,
+    wide_resnet,
+)
 from trainables.models.entry import ModelEntry
-from trainables.naming import unknown
+from trainables.registry import Registry
 
 __all__ = ["MODELS", "VERSION", "ModelEntry", "build", "count_macs", "count_parameters", "get", "names"]
 
 VERSION = 1
 """Raised when a fix changes what a model computes or how it starts."""
 
-MODELS: dict[str, ModelEntry] = {entry.name: entry for family in (cifar_resnet, plain_cnn) for entry in family.ENTRIES}
+_FAMILIES = (
+    cifar_resnet,
+    cifar_resnet50,
+    wide_resnet,
+    vgg,
+    mobilenet_v2,
+    shufflenet_v1,
+    shufflenet_v2,
+    imagenet_resnet,
+    imagenet_mobilenet_v1,
+    plain_cnn,
+)
+MODELS = Registry("model", "kdstudy.models", ModelEntry, (entry for family in _FAMILIES for entry in family.ENTRIES))
 
 
 def names() -> list[str]:
-    """The models' names, in the order of registration."""
-    return list(MODELS)
+    """The models' names: ours in the order of registration, then those of installed packages."""
+    return MODELS.names()
 
 
 def get(name: str) -> ModelEntry:
     """The model of that name.
 
+    Args:
+        name: of ours, of an installed package's, or `package.module:factory`.
+
     Raises:
-        ValueError: there is none; the message has the nearest names.
+        ValueError: there is none (the message has the nearest names), or what the name leads to is no `ModelEntry`.
     """
-    if name not in MODELS:
-        raise ValueError(unknown("model", name, MODELS))
-    return MODELS[name]
+    return MODELS.get(name)
 
 
 def build(name: str, num_classes: int) -> nn.Module:
     """A new, randomly initialised network from (B, *input_shape) images to (B, num_classes) logits.
 
     Raises:
-        ValueError: there is no model of that name.
+        ValueError: there is no model of that name, or it cannot be imported.
     """
     return get(name).factory(num_classes)
 

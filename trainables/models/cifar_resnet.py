@@ -1,8 +1,9 @@
 """ResNets for 32x32 images (He et al., arXiv 1512.03385, section 4.2), as the distillation papers use them.
 
 Depth 6n + 2: a 3x3 stem of 16 channels, three stages of n basic blocks with 16, 32 and 64 channels (the second and
-third start with stride 2), global average pool, one linear layer. Where a block changes the shape its shortcut is a 1x1
-convolution with batch norm, not the zero padding of the original. State-dict keys are the widely used ones.
+third start with stride 2), global average pool, one linear layer. The x4 networks have a stem of 32 channels and stages
+of 64, 128 and 256. Where a block changes the shape its shortcut is a 1x1 convolution with batch norm, not the zero
+padding of the original. State-dict keys are the widely used ones.
 """
 
 from functools import partial
@@ -10,6 +11,7 @@ from functools import partial
 from torch import Tensor, nn
 
 from trainables.models.entry import ModelEntry
+from trainables.models.initialisation import start_convolutions
 
 
 class BasicBlock(nn.Module):
@@ -41,21 +43,25 @@ class CifarResNet(nn.Module):
 
     Convolutions start from a normal distribution of variance 2 / (fan out) (Kaiming), batch norm from 1 and 0, the
     linear layer from PyTorch's default.
+
+    Args:
+        widths: channels of the stem and of the three stages.
+        blocks: in each stage.
+        num_classes: how many logits.
     """
 
-    def __init__(self, blocks: int, num_classes: int) -> None:
+    def __init__(self, widths: tuple[int, int, int, int], blocks: int, num_classes: int) -> None:
         super().__init__()
-        self.conv1 = nn.Conv2d(3, 16, 3, padding=1, bias=False)
-        self.bn1 = nn.BatchNorm2d(16)
+        stem, first, second, third = widths
+        self.conv1 = nn.Conv2d(3, stem, 3, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(stem)
         self.relu = nn.ReLU(inplace=True)
-        self.layer1 = _stage(16, 16, blocks, stride=1)
-        self.layer2 = _stage(16, 32, blocks, stride=2)
-        self.layer3 = _stage(32, 64, blocks, stride=2)
+        self.layer1 = _stage(stem, first, blocks, stride=1)
+        self.layer2 = _stage(first, second, blocks, stride=2)
+        self.layer3 = _stage(second, third, blocks, stride=2)
         self.avgpool = nn.AdaptiveAvgPool2d(1)
-        self.fc = nn.Linear(64, num_classes)
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        self.fc = nn.Linear(third, num_classes)
+        start_convolutions(self)
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) normalised images to (B, num_classes) logits."""
@@ -71,12 +77,17 @@ def _stage(in_channels: int, channels: int, blocks: int, stride: int) -> nn.Sequ
 
 ENTRIES = tuple(
     ModelEntry(
-        name=f"resnet{depth}",
+        name=f"resnet{depth}{suffix}",
         family="cifar_resnet",
         input_shape=(3, 32, 32),
-        summary=f"ResNet of depth {depth} for 32x32 images, widths 16, 16, 32, 64",
-        source="arXiv 1512.03385, section 4.2",
-        factory=partial(CifarResNet, (depth - 2) // 6),
+        summary=f"ResNet of depth {depth} for 32x32 images, widths {', '.join(map(str, widths))}",
+        source=source,
+        factory=partial(CifarResNet, widths, (depth - 2) // 6),
+        smallest=1,
     )
-    for depth in (8, 14, 20, 32, 44, 56, 110)
+    for suffix, widths, depths, source in (
+        ("", (16, 16, 32, 64), (8, 14, 20, 32, 44, 56, 110), "arXiv 1512.03385, section 4.2"),
+        ("x4", (32, 64, 128, 256), (8, 32), "arXiv 1512.03385, section 4.2; widths: arXiv 1910.10699"),
+    )
+    for depth in depths
 )

@@ -10,6 +10,7 @@ from functools import partial
 from torch import Tensor, nn
 
 from trainables.models.entry import ModelEntry
+from trainables.models.initialisation import start_convolutions
 
 
 class PlainCNN(nn.Module):
@@ -26,9 +27,7 @@ class PlainCNN(nn.Module):
         )
         self.avgpool = nn.AdaptiveAvgPool2d(1)
         self.fc = nn.Linear(4 * width, num_classes)
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        start_convolutions(self)
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, 1, H, W) normalised images to (B, num_classes) logits."""
@@ -48,6 +47,8 @@ ENTRIES = tuple(
         summary=f"three convolutions for 8x8 images, widths {width}, {2 * width}, {4 * width}",
         source="-",
         factory=partial(PlainCNN, width),
+        smallest=1,
+        num_classes=10,
     )
     for width in (3, 32)
 )

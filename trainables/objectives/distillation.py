@@ -1,0 +1,95 @@
+"""Distillation from a teacher's logits on one view of each image."""
+
+from collections.abc import Callable
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from trainables import calibration
+from trainables.calibration import Calibrated
+from trainables.objectives.answer import answer
+from trainables.objectives.calibrations import unchanged
+from trainables.objectives.standardisation import standardise
+from trainables.objectives.terms import Terms
+
+Calibration = Callable[..., Calibrated]
+Temperature = Callable[[int], float | Tensor]
+Term = Callable[[Tensor, Tensor, Tensor, Tensor], Terms]
+
+
+class Distillation(nn.Module):
+    """A term, a temperature, a calibration and a scale of the logits, put together:
+
+        loss = gamma * CE(z_s, y) + beta * min(epoch / warmup, 1) * tau^2 * term(Z(z_s) / tau, calibrate(Z(z_t)) / tau)
+
+    Means are over the whole batch. Z is the identity unless the logits are standardised; CE sees z_s as it is.
+
+    Args:
+        term: one of `trainables.objectives.terms`.
+        temperature: one of `trainables.objectives.temperatures`.
+        calibrate: one of `trainables.objectives.calibrations`.
+        standardised: whether both networks' logits are standardised.
+        tau_squared: whether there is a factor tau^2.
+        beta, gamma: the weights.
+        warmup: epochs in which the distillation term reaches its full weight; None for at once.
+        drop_wrong_views: whether mis-instructed views are left out, as if they had never been in the batch: their CE is
+            gone as well, and the means are over the others. A batch without others has a loss of 0.
+    """
+
+    def __init__(
+        self,
+        term: Term,
+        temperature: Temperature,
+        *,
+        calibrate: Calibration = unchanged,
+        standardised: bool = False,
+        tau_squared: bool = True,
+        beta: float = 1.0,
+        gamma: float = 1.0,
+        warmup: float | None = None,
+        drop_wrong_views: bool = False,
+    ) -> None:
+        super().__init__()
+        self.term, self.temperature, self.calibrate = term, temperature, calibrate
+        self.standardised, self.tau_squared, self.drop_wrong_views = standardised, tau_squared, drop_wrong_views
+        self.beta, self.gamma, self.warmup = beta, gamma, warmup
+
+    def forward(
+        self, student_logits: Tensor, teacher_logits: Tensor, target: Tensor, epoch: int = 1
+    ) -> dict[str, Tensor]:
+        """The package's docstring has the arguments and the keys."""
+        z_s, teacher_logits = student_logits.float(), teacher_logits.detach()
+        compared, wrong = z_s, None
+        if self.standardised:
+            # Decided on the logits as they came: rounding could make a tie of the smallest lead.
+            wrong = calibration.mis_instructed(teacher_logits, target)
+            compared, teacher_logits = standardise(z_s), standardise(teacher_logits)
+        tau = self.temperature(epoch)
+        teacher = self.calibrate(teacher_logits, target, tau, wrong)
+        of_views, parts = self.term(compared / tau, teacher.logits / tau, target, teacher.mis_instructed)
+
+        scale = tau**2 if self.tau_squared else 1.0
+        if self.drop_wrong_views:
+            kept = ~teacher.mis_instructed
+            ce = _mean_over(F.cross_entropy(z_s, target, reduction="none"), kept)
+            kd = scale * _mean_over(of_views, kept)
+        else:
+            ce = F.cross_entropy(z_s, target)
+            kd = scale * of_views.mean()
+        warm = 1.0 if self.warmup is None else min(epoch / self.warmup, 1.0)
+        named = {name: part.mean() for name, part in parts.items()}
+        if isinstance(tau, Tensor):
+            named["temperature"] = tau
+        return answer(
+            self.gamma * ce + self.beta * warm * kd,
+            ce,
+            kd,
+            teacher.mis_instructed.float().mean(),
+            teacher.capped.float().mean(),
+            **named,
+        )
+
+
+def _mean_over(values: Tensor, kept: Tensor) -> Tensor:
+    """The mean of the values, (B,), where `kept`, (B,) bool; 0 if there is none."""
+    return values.masked_fill(~kept, 0.0).sum() / kept.sum().clamp_min(1)
