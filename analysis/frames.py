@@ -209,8 +209,9 @@ def load_runs(tracking_uri: str, studies: str | Sequence[str]) -> pd.DataFrame:
     Returns:
         Text columns (an empty text where nothing is known; a method's named choices among them), `seed` int64,
         `screening` and `taken_over` bool, `started` (UTC), and float64 columns: `alpha`, `tau`, `beta`, `gamma`, any
-        parameter of a method's own, the final results in percent, `mis_instruction_ratio` and `capped_ratio` of the last epoch, `device_seconds`;
-        nan where a run has no such number. Rows are in order of study, pair, method, parameters and seed.
+        parameter of a method's own, the final results in percent, `mis_instruction_ratio` and `capped_ratio` of the
+        last epoch, `device_seconds`; nan where a run has no such number. Rows are in order of study, pair, method,
+        parameters and seed.
 
     Raises:
         ReportError: unknown study, or an MLflow that does not answer.

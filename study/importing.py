@@ -109,9 +109,12 @@ def import_teacher(
         created=datetime.now(UTC).isoformat(timespec="seconds"),
     )
     teacher = teachers.Teacher(measured, [module])
-    top1, top5 = measures.evaluate(teacher.logits, pipeline.evaluation("test", None))
     images = splits.stratified(loaded.train_labels, RATIO_IMAGES, seed=0)
-    ratio = measures.mis_instruction_ratio(teacher, pipeline, images, 1, seed=0)
+    try:
+        top1, top5 = measures.evaluate(teacher.logits, pipeline.evaluation("test", None))
+        ratio = measures.mis_instruction_ratio(teacher, pipeline, images, 1, seed=0)
+    except data.DataError as error:
+        raise RequestError(f"--root: {error}") from None
     record = replace(
         measured,
         test_top1=top1,

@@ -79,7 +79,7 @@ def cluster(machine: Machine) -> Iterator[None]:
     _configure()
     import ray
 
-    before = Path.cwd()
+    before, python_path = Path.cwd(), _python_path()
     with tempfile.TemporaryDirectory(prefix="kdstudy-") as empty:
         os.chdir(empty)
         try:
@@ -90,7 +90,7 @@ def cluster(machine: Machine) -> Iterator[None]:
                 include_dashboard=False,
                 log_to_driver=False,
                 configure_logging=False,
-                runtime_env={"env_vars": {"PYTHONPATH": _python_path(), "OMP_NUM_THREADS": str(machine.threads)}},
+                runtime_env={"env_vars": {"PYTHONPATH": python_path, "OMP_NUM_THREADS": str(machine.threads)}},
             )
             yield
         finally:
@@ -235,10 +235,13 @@ def _configure() -> None:
 
 
 def _python_path() -> str:
-    """The folder that our packages were installed to, then what the user had."""
+    """The folder that our packages were installed to, then what the user had, and the user's own folder last.
+
+    The last is for methods, models and data sets of one's own; behind everything else it can shadow nothing.
+    """
     ours = str(Path(__file__).resolve().parent.parent)
     theirs = [entry for entry in os.environ.get("PYTHONPATH", "").split(os.pathsep) if entry]
-    return os.pathsep.join([ours, *(str(Path(entry).resolve()) for entry in theirs)])
+    return os.pathsep.join([ours, *(str(Path(entry).resolve()) for entry in theirs), str(Path.cwd())])
 
 
 def quiet() -> None:

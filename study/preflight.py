@@ -19,6 +19,7 @@ from study.spec import Spec
 from study.store import DONE, Store
 from trainables import engine, measures, models, objectives
 from trainables.calibration import capped_bound, loca_logits, moved
+from trainables.data import DataError
 from trainables.teachers import Teacher
 from trainables.views import normalise
 
@@ -93,7 +94,7 @@ def forecast(plan: Plan, store: Store | None, *, device: str, concurrency: int) 
         concurrency: runs at a time.
 
     Raises:
-        RequestError: a teacher that the spec names cannot be used.
+        RequestError: a teacher that the spec names cannot be used, or an image does not decode.
     """
     found = teachers.find(plan)
     for name in plan.pairs.keys() - found.keys():
@@ -186,7 +187,10 @@ class _Speeds:
         """A model's two speeds on a pair's images, each after one warm-up."""
         key = digest([model, pair.dataset.hash, pair.protocol.identity()])
         if key not in self._known:
-            self._known[key] = self._measured(pair, model)
+            try:
+                self._known[key] = self._measured(pair, model)
+            except DataError as error:  # an image that does not decode
+                raise RequestError(f"data: {error}") from None
         return self._known[key]
 
     def _measured(self, pair: PairPlan, model: str) -> tuple[float, float]:

@@ -102,7 +102,10 @@ def print_run(found: list[tuple[str, RunRow]], history: list[dict[str, float]]) 
     out.print(f"[bold]{run.run_id}[/]  {run.state}, epoch {run.epoch} of {run.epochs}, attempt {run.attempt}")
     for study, row in found:
         took = ", taken over" if row.taken_over else ""
-        out.print(f"  in {study}: {row.pair} {row.method}, stage {row.stage}, seed {row.seed}{took}", markup=False)
+        origin = f", proposed by: {row.origin}" if row.origin else ""
+        out.print(
+            f"  in {study}: {row.pair} {row.method}, stage {row.stage}, seed {row.seed}{took}{origin}", markup=False
+        )
     for name, value in run.identity.items():
         out.print(f"  {name}: {value}", markup=False)
     if run.reason:

@@ -198,14 +198,17 @@ class _Running:
 
     def _adopt(self, pairs: list[str], found: dict[str, Teacher]) -> str | None:
         """Keep the teachers that were trained and measure all of them; why the study ends here, if it does."""
-        for pair in pairs:
-            teacher = teachers.adopt(self.plan, self.store, pair)
-            if teacher is None:
-                return f"the teacher of {pair} could not be trained"
-            found[pair] = teacher
         before = self.store.info(self.name).get("teachers", [])
         self.progress.note = "measuring the teachers"
-        entries = [teachers.overview(self.plan, pair, teacher, before) for pair, teacher in found.items()]
+        try:
+            for pair in pairs:
+                teacher = teachers.adopt(self.plan, self.store, pair)
+                if teacher is None:
+                    return f"the teacher of {pair} could not be trained"
+                found[pair] = teacher
+            entries = [teachers.overview(self.plan, pair, teacher, before) for pair, teacher in found.items()]
+        except RequestError as error:
+            return str(error)
         notes = [note for entry in entries for note in teachers.warnings(self.plan, entry)]
         notes += [note for pair in self.plan.pairs.values() for note in teachers.remarks(self.plan, self.store, pair)]
         self.store.update_info(self.name, teachers=entries, warnings=notes)

@@ -9,10 +9,12 @@ from typing import Any
 
 import torch
 
+from study.errors import RequestError
 from study.home import Home
 from study.plan import FINAL, TEACHER, PairPlan, Plan, digest, resolve_teacher
 from study.store import DONE, RunRow, Store
 from trainables import measures, splits, teachers
+from trainables.data import DataError
 from trainables.files import read_checkpoint
 from trainables.teachers import Teacher, TeacherRecord
 
@@ -116,6 +118,9 @@ def measure_ratio(teacher: Teacher, pair: PairPlan) -> tuple[float, str]:
     """The teacher's mis-instruction ratio on views of the students' images (or a sample), and which those were.
 
     A teacher that was trained for these students was measured on them then, and is not measured again.
+
+    Raises:
+        RequestError: an image does not decode, and such images are not to be skipped.
     """
     record = teacher.record
     if record.ratio_views == _views(pair):
@@ -124,7 +129,10 @@ def measure_ratio(teacher: Teacher, pair: PairPlan) -> tuple[float, str]:
     images = train[splits.stratified(pair.dataset.train_labels[train], RATIO_VIEWS, seed=0)]
     # Small images are cheap to show more than once, which narrows the estimate.
     repeats = max(1, min(10, RATIO_VIEWS // len(images)))
-    ratio = measures.mis_instruction_ratio(teacher, pair.pipeline, images, repeats, seed=0)
+    try:
+        ratio = measures.mis_instruction_ratio(teacher, pair.pipeline, images, repeats, seed=0)
+    except DataError as error:  # an image that does not decode, of a set that is decoded when it is shown
+        raise RequestError(f"data: {error}") from None
     return ratio, f"{repeats} views of each of {len(images):,} of the students' training images"
 
 

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from trainables import objectives, protocol
-from trainables.objectives import Method, Parameter
+from trainables.objectives import Method, Option, Parameter
 
 KEYS = ("loss", "ce", "kd", "mis_instruction_ratio", "capped_ratio")
 """What every method answers."""
@@ -56,10 +56,11 @@ class MethodContract:
 
     def test_its_parameters_and_options_are_described_and_have_defaults(self, name: str) -> None:
         method = objectives.get(name)
-        taken = [each.name for each in (*method.parameters, *method.options)]
-        assert len(set(taken)) == len(taken), f"a name twice: {taken}"
-        assert not FORBIDDEN & set(taken), f"names with another meaning: {FORBIDDEN & set(taken)}"
-        assert all(each.help for each in (*method.parameters, *method.options)), "no help"
+        taken: list[Parameter | Option] = [*method.parameters, *method.options]
+        called = [each.name for each in taken]
+        assert len(set(called)) == len(called), f"a name twice: {called}"
+        assert not FORBIDDEN & set(called), f"names with another meaning: {FORBIDDEN & set(called)}"
+        assert all(each.help for each in taken), "no help"
         fields = protocol.resolve(PROTOCOL)
         for parameter in method.parameters:
             value = getattr(fields, parameter.name, None) if parameter.default is None else parameter.default

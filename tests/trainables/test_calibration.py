@@ -389,3 +389,139 @@ def test_more_alpha_leaves_the_label_less(view, alpha, tau):
         loca_logits(logits, target, a, tau).logits.gather(-1, target.unsqueeze(-1)) for a in (alpha, alpha * 1.01)
     )
     assert (more > less).all()
+
+
+def softmax_of(calibrated: Tensor, tau: float) -> list[np.ndarray]:
+    return list(softmax(calibrated, tau))
+
+
+@SETTINGS
+@given(views(), ALPHAS, TAUS, st.sampled_from(["right", "all"]))
+def test_any_view_may_be_given_the_margin_and_the_mask_stays_the_teachers(view, alpha, tau, apply_to):
+    logits, target = view
+    calibrated = loca_logits(logits, target, alpha, tau, apply_to=apply_to)
+    wrong = mis_instructed(logits, target)
+    assert torch.equal(calibrated.mis_instructed, wrong)
+    acted_on = ~wrong if apply_to == "right" else torch.ones_like(wrong)
+    assert torch.equal(calibrated.logits[~acted_on], logits[~acted_on])
+    assert not calibrated.capped[~acted_on].any()
+    before = softmax(logits, tau)
+    for row, (p, q) in enumerate(zip(before, softmax(calibrated.logits, tau), strict=True)):
+        y = target[row]
+        if not acted_on[row]:
+            continue
+        r = others_of(p, y).max() / others_of(p, y).sum()
+        assert q[y] == pytest.approx(CAP if calibrated.capped[row] else 1 - alpha / (1 + r), abs=1e-5)
+        if not calibrated.capped[row]:
+            assert q[y] - others_of(q, y).max() == pytest.approx(1 - alpha, abs=2e-5)
+
+
+@SETTINGS
+@given(views(), ALPHAS, TAUS)
+def test_the_wrong_views_and_the_right_ones_make_up_all(view, alpha, tau):
+    logits, target = view
+    wrong, right, every = (loca_logits(logits, target, alpha, tau, apply_to=a) for a in ("wrong", "right", "all"))
+    mask = wrong.mis_instructed.unsqueeze(-1)
+    assert torch.equal(every.logits, torch.where(mask, wrong.logits, right.logits))
+    assert torch.equal(every.capped, wrong.capped | right.capped)
+
+
+@SETTINGS
+@given(views(), ALPHAS, TAUS, st.sampled_from(["wrong", "right", "all"]))
+def test_uniform_non_targets_share_their_mass_evenly_and_leave_the_labels(view, alpha, tau, apply_to):
+    logits, target = view
+    kept = loca_logits(logits, target, alpha, tau, apply_to)
+    even = loca_logits(logits, target, alpha, tau, apply_to, non_target="uniform")
+    wrong = kept.mis_instructed
+    acted_on = {"wrong": wrong, "right": ~wrong, "all": torch.ones_like(wrong)}[apply_to]
+    assert torch.equal(even.logits[~acted_on], logits[~acted_on])
+    assert torch.equal(even.capped, kept.capped)
+    rows = zip(softmax_of(kept.logits, tau), softmax_of(even.logits, tau), target, acted_on, strict=True)
+    for p, q, y, changed in rows:
+        if changed:
+            assert q[y] == pytest.approx(p[y], rel=1e-4, abs=2e-6)
+            np.testing.assert_allclose(others_of(q, y), (1 - q[y]) / (len(q) - 1), rtol=1e-6)
+
+
+@SETTINGS
+@given(views(), ALPHAS, TAUS, st.sampled_from(["wrong", "right", "all"]), st.integers(0, 2**32))
+def test_shuffled_non_targets_are_the_same_numbers_in_other_places(view, alpha, tau, apply_to, seed):
+    logits, target = view
+    kept = loca_logits(logits, target, alpha, tau, apply_to)
+    torch.manual_seed(seed)
+    shuffled = loca_logits(logits, target, alpha, tau, apply_to, non_target="shuffle")
+    acted_on = torch.ones(4, dtype=torch.bool)
+    if apply_to != "all":
+        acted_on = kept.mis_instructed == (apply_to == "wrong")
+    assert torch.equal(shuffled.logits[~acted_on], logits[~acted_on])
+    y = target.unsqueeze(-1)
+    assert torch.equal(shuffled.logits.gather(-1, y), kept.logits.gather(-1, y))
+    assert torch.equal(shuffled.logits.sort(-1).values, kept.logits.sort(-1).values)
+    assert torch.equal(shuffled.capped, kept.capped)
+
+
+def test_a_shuffle_is_drawn_anew_in_each_call_and_each_view_and_follows_torchs_seed():
+    logits = torch.arange(100.0).expand(2, -1)
+    target = torch.tensor([7, 7])
+    torch.manual_seed(0)
+    first, second = (loca_logits(logits, target, 0.95, 4.0, non_target="shuffle").logits for _ in range(2))
+    torch.manual_seed(0)
+    again = loca_logits(logits, target, 0.95, 4.0, non_target="shuffle").logits
+    assert torch.equal(first, again)
+    assert not torch.equal(first, second)
+    assert not torch.equal(first[0], first[1])
+
+
+def test_each_order_of_the_non_targets_is_as_likely():
+    logits, target = torch.tensor([[3.0, 2.0, 0.0, 1.0]]).expand(6000, -1), torch.full((6000,), 2)
+    torch.manual_seed(0)
+    shuffled = loca_logits(logits, target, 0.95, 4.0, non_target="shuffle").logits
+    others = shuffled[:, [0, 1, 3]]
+    orders, counts = others.unique(dim=0, return_counts=True)
+    assert len(orders) == 6
+    assert (counts - 1000).abs().max() < 150  # 5 standard deviations
+
+
+def test_the_mask_may_be_decided_by_the_caller():
+    logits, target = torch.tensor([[3.0, 1.0], [1.0, 3.0]]), torch.tensor([1, 1])
+    decided = torch.tensor([False, True])
+    for calibrated in (loca_logits(logits, target, 0.5, 1.0, wrong=decided), swap_logits(logits, target, decided)):
+        assert torch.equal(calibrated.mis_instructed, decided)
+        assert torch.equal(calibrated.logits[0], logits[0])
+        assert not torch.equal(calibrated.logits[1], logits[1])
+
+
+@pytest.mark.parametrize(("name", "value"), [("apply_to", "both"), ("non_target", "zero")])
+def test_an_unknown_choice_is_refused_in_one_line(name, value):
+    with pytest.raises(ValueError, match=rf"^{name} is '{value}'; it must be one of \w+, \w+, \w+$"):
+        loca_logits(torch.zeros(1, 3), torch.tensor([0]), 0.9, 4.0, **{name: value})
+
+
+@SETTINGS
+@given(views(mis=True), st.floats(0.01, 0.99), TAUS)
+def test_label_revision_makes_the_same_teacher(view, eta, tau):
+    """arXiv 2404.03693: b * p + (1 - b) * one-hot on wrong views, with b = eta / (p_max - p_target + 1)."""
+    logits, target = view
+    for p, calibrated, y in zip(
+        softmax(logits, tau), softmax(loca_logits(logits, target, eta, tau).logits, tau), target, strict=True
+    ):
+        b = eta / (p.max() - p[y] + 1)
+        revised = b * p + (1 - b) * (np.arange(len(p)) == int(y))
+        np.testing.assert_allclose(calibrated, revised, atol=2e-6, rtol=5e-5)
+
+
+@pytest.mark.parametrize(("classes", "alpha"), [(100, 0.95), (1000, 0.995)])
+def test_the_papers_settings_have_the_same_margin_in_units_of_a_uniform_probability(classes, alpha):
+    logits, target = torch.zeros(1, classes), torch.tensor([3])
+    q = softmax(loca_logits(logits, target, alpha, 4.0).logits, 4.0)[0]
+    assert (q[3] - others_of(q, target[0]).max()) * classes == pytest.approx(5, rel=1e-3)
+
+
+def test_calibrating_at_temperature_one_leaves_a_narrower_margin_once_tempered():
+    """With 100 classes and tau 4, a view whose rest is even keeps about a fourteenth of it."""
+    logits, target = torch.zeros(1, 100), torch.tensor([3])
+    logits[0, 0] = 8.0
+    narrow = softmax(loca_logits(logits, target, 0.95, 1.0).logits, 4.0)[0]
+    wide = softmax(loca_logits(logits, target, 0.95, 4.0).logits, 4.0)[0]
+    assert wide[3] - others_of(wide, target[0]).max() == pytest.approx(0.05, abs=1e-5)
+    assert 0 < narrow[3] - others_of(narrow, target[0]).max() < 0.05 / 5

@@ -10,7 +10,7 @@ same keys, all of them 0-d float32 tensors on the device of the logits:
     mis_instruction_ratio   share of the views on which the teacher is mis-instructed; nan without teacher logits
     capped_ratio            share of the views whose calibration was capped; nan without teacher logits
 
-and, where a method has them, with parts of its own (`tckd`, `nckd`; `temperature`; `instance`, `batch`, `class`).
+and, where a method has them, with parts of its own (`tckd`, `nckd`; `temperature`; `kd_instance` …).
 
 `student_logits` and `teacher_logits` are (B, C) in any floating type and `target` is (B,) int64; `epoch` counts from 1.
 A method with V > 1 views gets logits of (V, B, C), in the order of its `views`. Everything is computed in log space and

@@ -65,8 +65,9 @@ class Method:
 
     summary: one line. formula: its loss. source: the paper. factory: called with every parameter and option by name;
     returns a module with the interface that the package's docstring describes. views: how many views of an image it
-    sees, and which. version: raised when a fix changes its results. zero_at_teacher: whether its distillation term is
-    zero, which is its least value, where the student's logits are those of the (calibrated) teacher.
+    sees, and which. version: raised when a fix changes its results. zero_at_teacher: whether its distillation term has
+    its least value, zero, where the student's logits are the teacher's, if the teacher is right on every view and so
+    needs no calibration.
     """
 
     name: str

@@ -73,8 +73,8 @@ class MultiLevel(nn.Module):
     ) -> dict[str, Tensor]:
         """The package's docstring has the arguments and the keys; logits are (2, B, C), the weak view first.
 
-        `ce` is the sum of both views' CE, the mis-instruction ratio is the weak view's, and `instance`, `batch` and
-        `class` are the three levels, which `kd` is the sum of.
+        `ce` is the sum of both views' CE, the mis-instruction ratio is the weak view's, and `kd` is the sum of the
+        three levels `kd_instance`, `kd_batch` and `kd_class`.
         """
         teacher_logits = teacher_logits.detach()
         with _full_precision(student_logits):
@@ -82,7 +82,7 @@ class MultiLevel(nn.Module):
             ce = F.cross_entropy(z_s[WEAK], target) + F.cross_entropy(z_s[STRONG], target)
             add_up = self._released if self.reading == "released" else self._whole
             levels = add_up(z_s, z_t, *_doubtful(z_t[WEAK]))
-            kd = levels["instance"] + levels["batch"] + levels["class"]
+            kd = levels["kd_instance"] + levels["kd_batch"] + levels["kd_class"]
         wrong = calibration.mis_instructed(teacher_logits[WEAK], target)
         loss = self.gamma * ce + self.beta * kd
         return answer(loss, ce, kd, wrong.float().mean(), ce.new_zeros(()), **levels)
@@ -165,7 +165,7 @@ def _median(values: Tensor) -> Tensor:
 
 
 def _sums(instance: Sequence[Tensor], batch: Sequence[Tensor], class_: Sequence[Tensor]) -> Levels:
-    levels = {"instance": instance, "batch": batch, "class": class_}
+    levels = {"kd_instance": instance, "kd_batch": batch, "kd_class": class_}
     return {name: torch.stack(list(terms)).sum() for name, terms in levels.items()}
 
 
