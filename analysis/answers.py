@@ -180,10 +180,7 @@ def warnings(runs: pd.DataFrame, history: pd.DataFrame, study: Mapping[str, Any]
         else []
     )
     said += _unfinished(mine)
-    several = len(pairs(found)) > 1
-    for pair in pairs(found):
-        of_pair = _of_pair([each for each in found if each.pair == pair], section(study, pair))
-        said += [f"{pair}: {each}" if several else each[0].upper() + each[1:] for each in of_pair]
+    said += _of_pairs(found, study)
     for pair in pairs(found):
         said += _fell([each for each in found if each.pair == pair], section(study, pair))
     said += _unstable(epochs[epochs["state"] != "RUNNING"])
@@ -192,6 +189,19 @@ def warnings(runs: pd.DataFrame, history: pd.DataFrame, study: Mapping[str, Any]
     if len(hashes) > 1:
         said.append(f"The runs come from {len(hashes)} protocols; they are shown apart and never averaged together.")
     return said + [str(each) for each in study.get("warnings", [])]
+
+
+def _of_pairs(found: Sequence[Point], study: Mapping[str, Any]) -> list[str]:
+    """What is said of each pair; once, where it is true of all."""
+    names = pairs(found)
+    of_pair = {pair: _of_pair([each for each in found if each.pair == pair], section(study, pair)) for pair in names}
+    shared = (
+        [each for each in of_pair.get(names[0], []) if all(each in own for own in of_pair.values())] if names else []
+    )
+    said = [each[0].upper() + each[1:] for each in shared]
+    for pair, own in of_pair.items():
+        said += [f"{pair}: {each}" for each in own if each not in shared]
+    return said
 
 
 def _unfinished(runs: pd.DataFrame) -> list[str]:

@@ -21,7 +21,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from analysis.papers import Published
-from analysis.points import BASELINE, SYMBOLS, Point, number, pairs, varying
+from analysis.points import BASELINE, SYMBOLS, Point, distinguishing, number, pairs
 from analysis.statistics import Estimate
 
 STYLE: Any = {
@@ -235,7 +235,7 @@ def _cycle(n: int) -> list[tuple[str, Any, str]]:
 
 def _curves(swept: Sequence[Point]) -> list[tuple[str, list[Point]]]:
     """Points that differ in alpha alone, as one curve each; titles name what sets the curves apart."""
-    apart = varying(swept)
+    apart = distinguishing(swept)
     grouped: dict[str, list[Point]] = {}
     for each in swept:
         words = [f"{SYMBOLS.get(key, key)} {number(each.parameters[key])}" for key in apart if key in each.parameters]
@@ -366,7 +366,7 @@ def _draw_baselines(
 
 def _baseline_label(point: Point, others: Sequence[Point]) -> str:
     twins = [each for each in others if each.method == point.method]
-    words = [number(point.parameters[name]) for name in varying(twins) if name in point.parameters]
+    words = [number(point.parameters[name]) for name in distinguishing(twins) if name in point.parameters]
     return " ".join([point.method, *words])
 
 
@@ -408,7 +408,7 @@ def learning_curves(found: Sequence[Point], history: pd.DataFrame, name: str) ->
     reference = next((each for each in shown if each.method == BASELINE), None)
     columns = min(4, len(shown))
     rows = math.ceil(len(shown) / columns)
-    apart = varying(shown)
+    apart = distinguishing(shown)
 
     def draw(figure: Figure) -> None:
         grid = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
@@ -435,6 +435,9 @@ def learning_curves(found: Sequence[Point], history: pd.DataFrame, name: str) ->
         for axes in list(grid.flat)[max(0, len(shown) - columns) : len(shown)]:
             axes.tick_params(labelbottom=True)
         grid.flat[0].xaxis.set_major_locator(MaxNLocator(nbins=4, integer=True))
+        if mine["epoch"].max() == 1:
+            grid.flat[0].set_xlim(0.5, 1.5)
+            grid.flat[0].set_xticks([1])
         figure.supxlabel("epoch", fontsize=9)
         figure.supylabel(f"{'test' if measure == 'test_top1' else 'validation'} top-1 (%)", fontsize=9)
 
@@ -493,6 +496,7 @@ def mis_instruction(
         return None
     names = [pair for pair in pairs(found) if (mine["pair"] == pair).any()]
     recorded = {each["pair"]: each for each in teachers}
+    called = _short(names)
 
     def draw(figure: Figure) -> None:
         grid = figure.add_gridspec(1, 2, width_ratios=[3, 2])
@@ -502,7 +506,8 @@ def mis_instruction(
             own = mine[mine["pair"] == pair]
             by_epoch = own.groupby("epoch")["mis_instruction_ratio"].agg(["mean", "min", "max"]) * 100
             axes.fill_between(by_epoch.index, by_epoch["min"], by_epoch["max"], color=colour, alpha=0.18, linewidth=0)
-            axes.plot(by_epoch.index, by_epoch["mean"], color=colour, linestyle=line, label=pair)
+            only = marker if len(by_epoch) == 1 else None
+            axes.plot(by_epoch.index, by_epoch["mean"], color=colour, linestyle=line, marker=only, label=called[pair])
             during = float(own.groupby("run_id")["mis_instruction_ratio"].mean().mean()) * 100
             side.hlines(row, 0, during, color=colour, linewidth=5, alpha=0.35)
             side.plot([during], [row], marker, color=colour, markersize=7)
@@ -510,34 +515,40 @@ def mis_instruction(
             before = recorded.get(pair, {}).get("mis_instruction_ratio")
             if before is not None and not math.isnan(before):
                 side.plot([100 * before], [row], "D", color=INK, markerfacecolor="white", markersize=6, zorder=5)
+                highest = max(highest, 100 * before)
+            if before is not None and not math.isnan(before) and len(names) == 1:
                 axes.axhline(100 * before, color=INK, linewidth=0.9, linestyle=(0, (2, 2)), zorder=1)
                 above = 100 * before >= during
                 axes.annotate(
                     "measured before", (1, 100 * before), (-2, 2 if above else -2), xycoords=axes.get_yaxis_transform(),
                     textcoords="offset points", ha="right", va="bottom" if above else "top", fontsize=7.5, color=INK,
                 )  # fmt: skip
-                highest = max(highest, 100 * before)
             capped = float(own.groupby("run_id")["capped_ratio"].mean().max()) * 100
             text = f"{during:.1f} % of views" + (f", up to {capped:.1f} % capped" if capped > 0 else "")
             side.annotate(text, (0, row), (2, -14), textcoords="offset points", fontsize=7.5, color=INK)
         top = max(1.15 * highest, 1.0)
         axes.set_ylim(0, top)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        if mine["epoch"].max() == 1:
+            axes.set_xlim(0.5, 1.5)
+            axes.set_xticks([1])
         axes.set_xlabel("epoch")
         axes.set_ylabel("mis-instructed views (%)")
         side.set_xlim(0, top)
         side.set_ylim(len(names) - 0.35, -0.65)
-        side.set_yticks(range(len(names)), [_teacher_label(pair, recorded) for pair in names])
+        side.set_yticks(range(len(names)), [_teacher_label(pair, recorded, called[pair]) for pair in names])
         side.tick_params(left=False)
         side.grid(axis="y", visible=False)
         side.set_xlabel("mis-instructed views (%)")
         if len(names) > 1:
-            axes.legend(loc="best")
+            # Above the axes: with many pairs there is no free corner.
+            axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, fontsize=7.5)
 
     caption = (
         "Share of training views on which the teacher's largest other probability is at least the label's: the only "
-        "views that LoCa changes. Left: by epoch (mean, and range over runs); dashed: as measured before the study. "
-        "Right: by teacher, mean over the runs (coloured) and as measured before (diamond)."
+        "views that LoCa changes. Left: by epoch (mean, and range over runs)"
+        + ("; dashed: as measured before the study. " if len(names) == 1 else ". ")
+        + "Right: by teacher, mean over the runs (coloured) and as measured before (diamond)."
     )
     worst = ", ".join(
         f"{pair} {100 * mine.loc[mine['pair'] == pair, 'mis_instruction_ratio'].mean():.1f} %" for pair in names
@@ -564,10 +575,11 @@ def teacher_ratios(teachers: Sequence[Mapping[str, Any]], name: str) -> Drawing 
         for row, (each, value) in enumerate(zip(shown, percent, strict=True)):
             text = f" {value:.2f} %, top-1 {each['test_top1']:.1f} %"
             axes.text(value, row, text, va="center", fontsize=8, color=INK)
-        labels = [f"{each['pair'].partition('/')[0]}: {_teacher_label(each['pair'], recorded)}" for each in shown]
+        labels = [_teacher_of_data(each, recorded) for each in shown]
         axes.set_yticks(range(len(shown)), labels)
         axes.set_ylim(len(shown) - 0.4, -0.6)
         axes.set_xlim(0, max(1.35 * max(percent), 1.0))
+        axes.set_xticks([tick for tick in axes.get_xticks() if 0 <= tick <= 100])
         axes.tick_params(left=False)
         axes.grid(axis="y", visible=False)
         axes.set_xlabel("mis-instructed views (%)")
@@ -580,11 +592,27 @@ def teacher_ratios(teachers: Sequence[Mapping[str, Any]], name: str) -> Drawing 
     return _render(name, caption, f"Mis-instruction ratios: {worst}.", (7.6, 1.2 + 0.5 * len(shown)), draw)
 
 
-def _teacher_label(pair: str, recorded: Mapping[str, Mapping[str, Any]]) -> str:
+def _teacher_label(pair: str, recorded: Mapping[str, Mapping[str, Any]], called: str = "") -> str:
+    """A teacher's model and regime, and what its pair is called where pairs share a teacher's model."""
     teacher = recorded.get(pair, {})
     model = teacher.get("model") or pair
-    regime = teacher.get("regime")
-    return f"{model}\n({str(regime).replace('_', ' ')})" if regime else str(model)
+    regime = str(teacher.get("regime") or "").replace("_", " ")
+    shared = sum(each.get("model") == model for each in recorded.values()) > 1
+    named = f"{model} {called}" if shared and called else str(model)
+    return f"{named}\n({regime})" if regime else named
+
+
+def _teacher_of_data(teacher: Mapping[str, Any], recorded: Mapping[str, Mapping[str, Any]]) -> str:
+    dataset, _, pair = str(teacher["pair"]).partition("/")
+    return f"{dataset}: {_teacher_label(str(teacher['pair']), recorded, pair.partition('@')[2])}"
+
+
+def _short(names: Sequence[str]) -> dict[str, str]:
+    """Pairs by their labels alone, where they are all the same pair; else as they are called."""
+    bare = {name: name.partition("@") for name in names}
+    if len(names) > 1 and len({parts[0] for parts in bare.values()}) == 1:
+        return {name: parts[2] or "without a label" for name, parts in bare.items()}
+    return {name: name for name in names}
 
 
 def search_history(tried: pd.DataFrame, pair: str, name: str, part: str) -> Drawing | None:

@@ -99,7 +99,7 @@ def result_stage(study: Mapping[str, Any]) -> str:
 
 
 def points(runs: pd.DataFrame, history: pd.DataFrame, study: Mapping[str, Any]) -> list[Point]:
-    """The points of one study's result stage, pair by pair: baselines first, then by alpha.
+    """The points of one study's result stage, pair by pair as they were asked: baselines first, then by alpha.
 
     Screening runs are left out: a point that survived the pruner was chosen by them. Runs of different protocols are
     never averaged together.
@@ -115,7 +115,8 @@ def points(runs: pd.DataFrame, history: pd.DataFrame, study: Mapping[str, Any]) 
     keys = ["pair", "method", *names, "protocol_hash"]
     found = [_point(group, names, ratios) for _, group in mine.groupby(keys, dropna=False, sort=False)]
     found = [_held_against(each, found) for each in found]
-    return sorted(found, key=_order)
+    asked = {pair: place for place, pair in enumerate(study.get("pairs", {}))}
+    return sorted(found, key=lambda point: (asked.get(point.pair, len(asked)), *_order(point)))
 
 
 def pairs(found: Sequence[Point]) -> list[str]:
@@ -128,6 +129,16 @@ def varying(found: Sequence[Point]) -> list[str]:
     names = dict.fromkeys(name for each in found for name in each.parameters if name != "alpha")
     values = {name: {each.parameters[name] for each in found if name in each.parameters} for name in names}
     return [name for name in names if len(values[name]) > 1 or name not in PARAMETERS]
+
+
+def distinguishing(found: Sequence[Point]) -> list[str]:
+    """Parameters other than alpha that take several values among the points of one method: what tells those apart."""
+    names = dict.fromkeys(name for each in found for name in each.parameters if name != "alpha")
+    values: dict[tuple[str, str], set[Any]] = {}
+    for each in found:
+        for name in names:
+            values.setdefault((each.method, name), set()).add(each.parameters.get(name))
+    return [name for name in names if any(len(seen) > 1 for (_, other), seen in values.items() if other == name)]
 
 
 def resolved(found: Sequence[Point]) -> float | None:

@@ -39,7 +39,7 @@ def main() -> None:
     panels = [
         ("Logits", lambda z: z, None),
         (f"Softmax at tau = {TAU:g}", lambda z: (z / TAU).softmax(-1), "kd"),
-        (f"Softmax at tau = {TAU:g}, logits standardised", lambda z: (standardise(z) / TAU).softmax(-1), "kd_ls"),
+        ("The same, standardised", lambda z: (standardise(z) / TAU).softmax(-1), "kd_ls"),
     ]
     plt.rcParams.update({"font.size": 10, "axes.spines.top": False, "axes.spines.right": False})
     figure, axes = plt.subplots(1, 3, figsize=(10.5, 3.6), layout="constrained")

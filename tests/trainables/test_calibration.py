@@ -391,10 +391,6 @@ def test_more_alpha_leaves_the_label_less(view, alpha, tau):
     assert (more > less).all()
 
 
-def softmax_of(calibrated: Tensor, tau: float) -> list[np.ndarray]:
-    return list(softmax(calibrated, tau))
-
-
 @SETTINGS
 @given(views(), ALPHAS, TAUS, st.sampled_from(["right", "all"]))
 def test_any_view_may_be_given_the_margin_and_the_mask_stays_the_teachers(view, alpha, tau, apply_to):
@@ -436,7 +432,7 @@ def test_uniform_non_targets_share_their_mass_evenly_and_leave_the_labels(view, 
     acted_on = {"wrong": wrong, "right": ~wrong, "all": torch.ones_like(wrong)}[apply_to]
     assert torch.equal(even.logits[~acted_on], logits[~acted_on])
     assert torch.equal(even.capped, kept.capped)
-    rows = zip(softmax_of(kept.logits, tau), softmax_of(even.logits, tau), target, acted_on, strict=True)
+    rows = zip(softmax(kept.logits, tau), softmax(even.logits, tau), target, acted_on, strict=True)
     for p, q, y, changed in rows:
         if changed:
             assert q[y] == pytest.approx(p[y], rel=1e-4, abs=2e-6)
@@ -518,10 +514,12 @@ def test_the_papers_settings_have_the_same_margin_in_units_of_a_uniform_probabil
 
 
 def test_calibrating_at_temperature_one_leaves_a_narrower_margin_once_tempered():
-    """With 100 classes and tau 4, a view whose rest is even keeps about a fourteenth of it."""
-    logits, target = torch.zeros(1, 100), torch.tensor([3])
-    logits[0, 0] = 8.0
-    narrow = softmax(loca_logits(logits, target, 0.95, 1.0).logits, 4.0)[0]
-    wide = softmax(loca_logits(logits, target, 0.95, 4.0).logits, 4.0)[0]
-    assert wide[3] - others_of(wide, target[0]).max() == pytest.approx(0.05, abs=1e-5)
-    assert 0 < narrow[3] - others_of(narrow, target[0]).max() < 0.05 / 5
+    """13 times in the worked example."""
+    logits, target = torch.full((1, 100), -0.3), torch.tensor([2])
+    logits[0, :3] = torch.tensor([12.0, 10.5, 9.5])
+    margins = []
+    for tau_of_margin in (1.0, 4.0):
+        q = softmax(loca_logits(logits, target, 0.95, tau_of_margin).logits, 4.0)[0]
+        margins.append(q[2] - others_of(q, target[0]).max())
+    assert margins[1] == pytest.approx(0.05, abs=1e-5)
+    assert margins[1] / margins[0] == pytest.approx(12.8, abs=0.1)
