@@ -175,7 +175,8 @@ def remarks(plan: Plan, store: Store, pair: PairPlan) -> list[str]:
     """What a reader must know of a pair's data and of how its teacher was trained."""
     found = []
     if pair.dataset.skipped:
-        found.append(f"{pair.name}: {pair.dataset.skipped} images do not decode and were left out (bad_images: skip)")
+        count = f"{pair.dataset.skipped:,}"
+        found.append(f"{pair.name}: images left out because they do not decode (bad_images: skip): {count}")
     wanted = pair.teacher.stop_at
     if wanted is not None and plan.spec.trains_teacher_of(pair.spec):
         for fold in pair.folds:
