@@ -32,7 +32,10 @@ class CrossEntropy(nn.Module):
 class VirtualTeacher(nn.Module):
     """Distillation from a made teacher: probability a on the label and (1 - a) / (C - 1) on every other class.
 
-    The manually designed teacher of Yuan et al., arXiv 1909.11723.
+    The manually designed teacher of Yuan et al., arXiv 1909.11723, read as any other teacher: both softmaxes at tau,
+    and a factor tau^2. Their released code departs from that: it takes the softmax of the made probabilities, not of
+    their logarithms, divided by tau; the student's at temperature 1; the mean over the classes as well as the batch;
+    and, in place of tau^2, a multiplier chosen for each network.
     """
 
     def __init__(self, distillation: Distillation, a: float) -> None:
