@@ -264,7 +264,8 @@ def test_loca_inside_dkd_leaves_nckd_untouched_to_the_bit(seed, classes, alpha, 
     logits = batch(classes=classes, seed=seed)
     plain, calibrated = make("dkd", tau=tau)(*logits), make("loca_dkd", tau=tau, alpha=alpha)(*logits)
     assert torch.equal(calibrated["nckd"], plain["nckd"])
-    assert not torch.equal(calibrated["tckd"], plain["tckd"])
+    acts = bool(plain["mis_instruction_ratio"] > 0)  # a small batch may have no view to repair
+    assert torch.equal(calibrated["tckd"], plain["tckd"]) != acts
 
 
 def test_dkd_of_two_classes_has_no_non_target_term():
