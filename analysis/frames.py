@@ -41,6 +41,7 @@ TEXT = (
     "data_hash",
     "device",
     "code_version",
+    "origin",
     "reason",
 )
 FLAGS = ("screening", "taken_over")

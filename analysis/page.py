@@ -68,6 +68,7 @@ class StudyPart:
     warnings: Sequence[str]
     mis_instruction: Drawing | None
     search_histories: Sequence[Drawing]
+    conditions: Table | None
     gains: Table | None
     search_table: Table | None
     lost: Table | None
@@ -82,7 +83,14 @@ class StudyPart:
     @property
     def tables(self) -> list[Table]:
         """Every table."""
-        found = [self.gains, *(pair.ablation for pair in self.pairs), self.search_table, self.lost, self.teachers]
+        found = [
+            self.conditions,
+            self.gains,
+            *(pair.ablation for pair in self.pairs),
+            self.search_table,
+            self.lost,
+            self.teachers,
+        ]
         return [each for each in found if each is not None]
 
     @property
@@ -196,6 +204,7 @@ def _study_part(
                 )
             )
         ],
+        conditions=tables.conditions(study, names(prefix, "data-and-protocol")),
         gains=tables.gains(found, names(prefix, "gains")),
         search_table=tables.search_table(tried, names(prefix, "search"), part) if searched else None,
         lost=tables.lost_runs(mine, names(prefix, "runs-without-result")),

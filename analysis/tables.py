@@ -348,9 +348,11 @@ def searched(runs: pd.DataFrame, history: pd.DataFrame, part: str = "val") -> pd
                 "asked": len(group),
                 "screening_only": bool(group["screening"].all()),
                 "state": state,
+                "origin": first["origin"],
             }
         )
-    columns = ["started", "point", "pair", "method", *PARAMETERS, "value", "seeds", "asked", "screening_only", "state"]
+    told = ["value", "seeds", "asked", "screening_only", "state", "origin"]
+    columns = ["started", "point", "pair", "method", *PARAMETERS, *told]
     frame = pd.DataFrame(rows, columns=columns).sort_values(["started", "point"], kind="stable", ignore_index=True)
     frame["order"] = np.arange(1, len(frame) + 1)
     return frame
@@ -368,6 +370,7 @@ def search_table(tried: pd.DataFrame, name: str, part: str = "val") -> Table:
         _one("order", "#", lambda row: str(row["order"]), itemgetter("order")),
         _text("pair", "pair"),
         _text("method", "method"),
+        *([_text("origin", "proposed by")] if (tried["origin"] != "").any() else []),
         *(_searched_parameter(key) for key in PARAMETERS if tried[key].notna().any()),
         Column(
             "n",
@@ -386,6 +389,34 @@ def search_table(tried: pd.DataFrame, name: str, part: str = "val") -> Table:
 
 def _searched_parameter(key: str) -> Column:
     return _one(key, SYMBOLS[key], lambda row: NOTHING if math.isnan(row[key]) else number(row[key]), itemgetter(key))
+
+
+def conditions(study: Mapping[str, Any], name: str) -> Table | None:
+    """The data and the protocol of each pair; None where there is one pair on the data as they are."""
+    rows = [
+        {"pair": pair, **each["data"], "protocol": each["protocol"]["base"], "changes": each["protocol_changes"]}
+        for pair, each in study.get("pairs", {}).items()
+    ]
+    if len(rows) < 2 and not any(row["label_noise"] or row["classes_of"] for row in rows):
+        return None
+    columns = [
+        _text("pair", "pair"),
+        _one("num_classes", "classes", _classes, itemgetter("num_classes")),
+        _one("train_images", "training images", lambda row: f"{row['train_images']:,}", itemgetter("train_images")),
+        _one("label_noise", "wrong labels", lambda row: share(row["label_noise"]), itemgetter("label_noise")),
+        _one("test_images", "test images", lambda row: f"{row['test_images']:,}", itemgetter("test_images")),
+        _text("protocol", "protocol"),
+        _one("changes", "changed", _changes, _changes, numeric=False),
+    ]
+    return Table(name, "Data and protocol of each pair", columns, rows)
+
+
+def _classes(row: Mapping[str, Any]) -> str:
+    return f"{row['num_classes']} of {row['classes_of']}" if row["classes_of"] else f"{row['num_classes']}"
+
+
+def _changes(row: Mapping[str, Any]) -> str:
+    return ", ".join(f"{each['field']} {each['value']}" for each in row["changes"]) or "nothing"
 
 
 def teachers(study: Mapping[str, Any], name: str) -> Table | None:

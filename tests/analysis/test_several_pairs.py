@@ -9,8 +9,8 @@ import pytest
 
 from analysis import load_history, load_runs, load_studies, report, verdicts
 from analysis.frames import section
-from analysis.points import Point, points
-from analysis.tables import ablation, gains
+from analysis.points import Point, pairs, points
+from analysis.tables import ablation, conditions, gains
 
 Write = Callable[[Mapping[str, Any], Sequence[Any]], None]
 FIXED = {"tau": 4.0, "beta": 0.9, "gamma": 0.1}
@@ -71,8 +71,13 @@ def test_the_table_shows_choices_and_says_what_differences_are_to(choices: list[
 def several(store: str, write: Write, made: SimpleNamespace) -> tuple[list[Point], dict[str, Any]]:
     names = ["digits/cnn32-cnn3@weak", "digits/cnn32-cnn3@strong"]
     record = made.study_record("several")
-    cut = {"cuts": ["training images 900 → 100"], "data": {**record["data"], "test_images": 100}}
-    record["pairs"] = {names[0]: {**cut, "protocol": record["protocol"], "protocol_changes": []}}
+    as_it_is = {**record["data"], "label_noise": 0.0, "classes_of": None}
+    changed = [{"field": "lr", "base": 0.05, "value": 0.1}]
+    common = {"protocol": record["protocol"], "protocol_changes": []}
+    record["pairs"] = {
+        names[0]: {"cuts": ["training images 900 → 100"], "data": {**as_it_is, "test_images": 100}, **common},
+        names[1]: {"cuts": [], "data": {**as_it_is, "label_noise": 0.25}, **common, "protocol_changes": changed},
+    }
     runs = []
     for name, gain, ratio in zip(names, (3.0, 0.5), (0.4, 0.1), strict=True):
         runs += made.sweep(
@@ -98,6 +103,36 @@ def test_each_pair_has_its_own_part_of_the_record(several: Any) -> None:
     _, record = several
     assert section(record, "digits/cnn32-cnn3@weak")["data"]["test_images"] == 100
     assert section(record, "digits/cnn32-cnn3@strong")["data"]["test_images"] == 797
+
+
+def test_data_and_protocol_are_told_pair_by_pair(several: Any, store: str, tmp_path: Path) -> None:
+    table = conditions(several[1], "conditions")
+    assert table is not None
+    assert table.cells() == [
+        ["digits/cnn32-cnn3@weak", "10", "900", "0.0 %", "100", "digits-quick", "nothing"],
+        ["digits/cnn32-cnn3@strong", "10", "900", "25.0 %", "797", "digits-quick", "lr 0.1"],
+    ]
+    assert "Data and protocol of each pair" in report(store, "several", tmp_path / "out").read_text(encoding="utf-8")
+
+
+def test_pairs_stand_in_the_order_in_which_they_were_asked(several: Any) -> None:
+    assert pairs(several[0]) == ["digits/cnn32-cnn3@weak", "digits/cnn32-cnn3@strong"]
+
+
+def test_what_is_true_of_all_pairs_is_said_once_and_the_rest_of_each(
+    store: str, write: Write, made: SimpleNamespace
+) -> None:
+    runs = []
+    for name, ratio in (("digits/cnn32-cnn3@weak", 0.4), ("digits/cnn32-cnn3@strong", 0.001)):
+        runs += made.sweep({("kd", None): (70.0,), ("loca", 0.9): (71.0,)}, epochs=2, pair=name, ratio=ratio)
+    record = made.study_record("twice-one-seed")
+    write(record, runs)
+    said = verdicts(load_runs(store, record["study"]), load_history(store, record["study"]), [record])
+    assert [each for each in said if each.lower().startswith("one seed a point")] == [
+        "One seed a point, so there are no intervals and no difference can be told from chance."
+    ]
+    (low,) = [each for each in said if "too few for LoCa to change much" in each]
+    assert low.startswith("digits/cnn32-cnn3@strong: ")
 
 
 def test_a_study_without_methods_reports_its_teachers(
