@@ -375,9 +375,13 @@ def _specialities(plan: PairPlan, model: str, method: str) -> dict[str, Any]:
     return found | ({"entries": versions} if versions else {})
 
 
-def _protocol_identity(protocol: Protocol) -> dict[str, Any]:
-    """What of a protocol decides a run: the rest acts through the method's parameters, which are hashed."""
-    return {key: value for key, value in protocol.identity().items() if key not in _THROUGH_PARAMETERS}
-
-
+# These act through the method's parameters, which are hashed.
 _THROUGH_PARAMETERS = ("tau", "beta", "gamma", "warmup_dkd", "warmup_ctkd")
+# Fields that came later, at the values that everything had before: they are left out, so that runs keep their ids.
+_ORDINARY = {"views": "crop_flip", "image_size": None, "eval_resize": None, "drop_last": False}
+
+
+def _protocol_identity(protocol: Protocol) -> dict[str, Any]:
+    """What of a protocol decides a run."""
+    fields = {key: value for key, value in protocol.identity().items() if key not in _THROUGH_PARAMETERS}
+    return {key: value for key, value in fields.items() if key not in _ORDINARY or value != _ORDINARY[key]}

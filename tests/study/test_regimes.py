@@ -244,3 +244,19 @@ def test_a_size_that_a_network_cannot_take_is_refused_with_what_it_can(folder: P
     raw["protocol"] = {**raw["protocol"], "image_size": 4}
     with pytest.raises(RequestError, match="vgg13 takes images of 3 channels and at least 8x8 pixels; given: 3x4x4"):
         Plan(spec_of(**raw), open_home())
+
+
+def test_runs_keep_the_ids_that_they_have_always_had() -> None:
+    # As the first version of kdstudy computed them: a study that it began goes on, and trains nothing twice.
+    plan = Plan(
+        spec_of(methods={"ce": {}, "loca": {"alpha": [0.9]}}, teacher={"regime": "held_out", "fraction": 0.1}),
+        open_home(),
+    )
+    name = "digits/cnn32-cnn3"
+    plan.teacher_hashes = {name: "0" * 64}
+    space = plan.spec.spaces()["loca"]
+    parameters = plan.pairs[name].resolve(space, next(space.grid()))
+    assert plan.student_run(name, "ablation", "ce", {}, 0).run_id == "034de388c08627ff"
+    assert plan.student_run(name, "ablation", "loca", parameters, 1).run_id == "5a104dc06e845dcc"
+    assert plan.teacher_run(name, None).run_id == "156e6c447dc5b2d8"
+    assert plan.point_id(name, "loca", parameters) == "f60ed5f46bde"
