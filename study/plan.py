@@ -156,7 +156,7 @@ class Plan:
             teacher=teacher,
             protocol=self.spec.protocol_of(pair),
             teacher_protocol=self.spec.teacher_protocol_of(pair),
-            dataset=self._dataset(data_spec),
+            dataset=self._dataset(data_spec, f"pairs.{pair.key}.data" if pair.data else "data"),
         )
         dataset = plan.dataset
         for key, limit, labels in (
@@ -190,15 +190,15 @@ class Plan:
         """Where the data come from, in plain data for a worker."""
         return {**data_spec.source, "cache": str(self.home.data)}
 
-    def _dataset(self, data_spec: DataSpec) -> ImageDataset:
+    def _dataset(self, data_spec: DataSpec, where: str) -> ImageDataset:
         key = canonical(data_spec.source)
         if key not in self._datasets:
             try:
                 self._datasets[key] = load_data(self.source(data_spec))
             except data.DataError as error:
-                raise RequestError(f"data.root: {error}") from None
+                raise RequestError(f"{where}.root: {error}") from None
             except ValueError as error:
-                raise RequestError(f"data: {error}") from None
+                raise RequestError(f"{where}: {error}") from None
         return self._datasets[key]
 
     @property

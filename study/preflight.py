@@ -110,7 +110,9 @@ def forecast(plan: Plan, store: Store | None, *, device: str, concurrency: int) 
     each = sum(taught * pair.seconds_taught + (1 - taught) * pair.seconds_plain for pair in pairs) / len(pairs)
     done = store.runs(plan.spec.name) if store else []
     known = sum(run.state == DONE and run.stage != TEACHER for run in done)
-    seconds = max(0, runs - known) * each / concurrency + sum(pair.seconds_teacher for pair in pairs)
+    # Pairs that need the same teacher train it once.
+    training = {_teacher_runs(plan, pair.pair): pair.seconds_teacher for pair in pairs}
+    seconds = max(0, runs - known) * each / concurrency + sum(training.values())
     sd, sd_from = _spread(plan, store)
     seeds = len(plan.spec.seeds)
     resolvable = resolvable_difference(sd, seeds, paired=False) if seeds > 1 else None
@@ -144,6 +146,10 @@ def require_no_training(spec: Spec) -> None:
         raise RequestError(
             f"teacher.checkpoint: {', '.join(wanted)}: no teacher is named and --no-train-teachers forbids to train one"
         )
+
+
+def _teacher_runs(plan: Plan, name: str) -> tuple[str, ...]:
+    return tuple(plan.teacher_run(name, fold).run_id for fold in plan.pairs[name].folds)
 
 
 def _taught_share(spec: Spec) -> float:

@@ -292,8 +292,11 @@ class Spec(_Part):
         return (taught or not self.methods) and self.teacher_of(pair).checkpoint is None
 
     def data_of(self, pair: PairSpec) -> DataSpec:
-        """The data of one pair."""
-        return DataSpec(**{**self.data.model_dump(), **pair.data})
+        """The data of one pair. A folder belongs to its data set: a pair with another one does not inherit it."""
+        inherited = self.data.model_dump()
+        if pair.data.get("name", self.data.name) != self.data.name:
+            inherited["root"] = None
+        return DataSpec(**{**inherited, **pair.data})
 
     def teacher_of(self, pair: PairSpec) -> TeacherSpec:
         """The teacher of one pair."""

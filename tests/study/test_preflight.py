@@ -63,6 +63,14 @@ def test_runs_time_and_disk_are_added_up_from_a_measured_step() -> None:
     assert found.disk_bytes > 12 * 8 * models.count_parameters(models.build("cnn3", 10))
 
 
+def test_a_teacher_that_several_pairs_need_is_paid_for_once() -> None:
+    pairs = ["cnn32-cnn3", {"pair": "cnn32-cnn3", "label": "few", "data": {"train_limit": 100}}]
+    found = forecast(methods={}, pairs=pairs, teacher={"regime": "held_out", "fraction": 0.1})
+    first, second = found.pairs
+    assert found.seconds == pytest.approx(second.seconds_teacher)
+    assert first.seconds_teacher > 0
+
+
 def test_each_alpha_says_how_far_it_moves_the_targets_and_less_towards_the_tie() -> None:
     keep_teacher(20.0)
     (pair,) = forecast(methods={"loca": {"alpha": [0.5, 0.9, 1.0]}}).pairs

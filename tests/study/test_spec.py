@@ -83,6 +83,12 @@ def test_a_pair_stands_several_times_under_labels_of_its_own() -> None:
     assert refusal(pairs=[{"pair": "cnn32-cnn3", "label": "a b/c"}]).startswith("pairs.0.label: ")
 
 
+def test_a_pair_on_another_data_set_does_not_look_for_it_in_the_first_ones_folder() -> None:
+    cifar = {"pair": "resnet56-resnet20", "data": {"name": "cifar100"}}
+    found = spec(data={"name": "digits", "root": "/here"}, pairs=["cnn32-cnn3", cifar])
+    assert [found.data_of(pair).root for pair in found.pairs] == ["/here", None]
+
+
 def test_a_pair_may_have_a_protocol_of_its_own() -> None:
     found = spec(pairs=["cnn32-cnn3", {"pair": "cnn3-cnn3", "protocol": {"epochs": 2}}])
     assert [found.protocol_of(pair).epochs for pair in found.pairs] == [40, 2]
