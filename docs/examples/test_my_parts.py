@@ -3,9 +3,9 @@
 pytest --pyargs test_my_parts        (with this folder on PYTHONPATH)
 """
 
-from trainables.dataset_contract import DatasetContract
-from trainables.method_contract import MethodContract
-from trainables.model_contract import ModelContract
+from trainables.contracts.datasets import DatasetContract
+from trainables.contracts.methods import MethodContract
+from trainables.contracts.models import ModelContract
 
 
 class TestMyMethod(MethodContract):

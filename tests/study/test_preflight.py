@@ -10,40 +10,9 @@ import pytest
 from study import preflight
 from study.home import open_home
 from study.plan import Plan
+from tests.study.given import keep_teacher
 from tests.study.simulation import Simulation, spec_of
-from trainables import data, models, teachers
-from trainables.teachers import TeacherRecord
-
-DIGITS = data.load("digits")
-
-
-def keep_teacher(scale: float) -> str:
-    """A teacher of digits in the home: an untrained network whose logits are scaled; it is wrong on most images."""
-    import torch
-
-    torch.manual_seed(0)
-    module = models.build("cnn32", 10)
-    state_dict = {key: value * scale if key.startswith("fc") else value for key, value in module.state_dict().items()}
-    record = TeacherRecord(
-        name="given",
-        hash=teachers.content_hash("cnn32", DIGITS.mean, DIGITS.std, state_dict),
-        dataset="digits",
-        dataset_hash=DIGITS.hash,
-        model="cnn32",
-        num_classes=10,
-        mean=DIGITS.mean,
-        std=DIGITS.std,
-        trained_on="all",
-        indices_digest=None,
-        test_top1=10.0,
-        test_top5=50.0,
-        mis_instruction_ratio=0.9,
-        ratio_on="test",
-        origin="test",
-        created="",
-    )
-    teachers.save(open_home().root, record, state_dict)
-    return record.hash
+from trainables import models
 
 
 def forecast(**changes: Any) -> preflight.Forecast:
@@ -52,7 +21,7 @@ def forecast(**changes: Any) -> preflight.Forecast:
 
 
 def test_runs_time_and_disk_are_added_up_from_a_measured_step() -> None:
-    keep_teacher(1.0)
+    keep_teacher(scale=1.0)
     found = forecast(methods={"ce": {}, "kd": {}, "loca": {"alpha": [0.5, 0.9]}}, seeds=3)
     assert (found.points, found.runs, found.known) == (4, 12, 0)
     (pair,) = found.pairs
@@ -72,7 +41,7 @@ def test_a_teacher_that_several_pairs_need_is_paid_for_once() -> None:
 
 
 def test_each_alpha_says_how_far_it_moves_the_targets_and_less_towards_the_tie() -> None:
-    keep_teacher(20.0)
+    keep_teacher(scale=20.0)
     (pair,) = forecast(methods={"loca": {"alpha": [0.5, 0.9, 1.0]}}).pairs
     assert [effect.alpha for effect in pair.effects] == [0.5, 0.9, 1.0]
     moved = [effect.moved for effect in pair.effects]
@@ -83,14 +52,14 @@ def test_each_alpha_says_how_far_it_moves_the_targets_and_less_towards_the_tie()
 
 
 def test_an_alpha_that_leaves_the_simplex_on_many_views_is_warned_of() -> None:
-    keep_teacher(1.0)
+    keep_teacher(scale=1.0)
     found = forecast(methods={"loca": {"alpha": [0.9, 1.5]}})
     assert any("alpha 1.5 leaves the simplex" in note and "1.111" in note for note in found.warnings)
     assert not any("alpha 0.9" in note for note in found.warnings)
 
 
 def test_a_teacher_that_is_never_wrong_is_warned_of() -> None:
-    keep_teacher(1.0)
+    keep_teacher(scale=1.0)
     spec = spec_of(methods={"loca": {"alpha": [0.9]}}, teacher={"checkpoint": "given"})
     plan = Plan(spec, open_home())
     low = dataclasses.replace(preflight.forecast(plan, None, device="cpu", concurrency=1).pairs[0], ratio=0.002)
@@ -101,7 +70,7 @@ def test_a_teacher_that_is_never_wrong_is_warned_of() -> None:
 
 
 def test_one_seed_resolves_nothing_and_more_seeds_resolve_more() -> None:
-    keep_teacher(1.0)
+    keep_teacher(scale=1.0)
     one = forecast(seeds=1)
     assert one.resolvable is None
     assert any(note.startswith("one seed") for note in one.warnings)
@@ -112,7 +81,7 @@ def test_one_seed_resolves_nothing_and_more_seeds_resolve_more() -> None:
 
 
 def test_the_spread_over_seeds_is_taken_from_the_store_where_it_was_measured() -> None:
-    keep_teacher(1.0)
+    keep_teacher(scale=1.0)
     # flat(): seeds 0 to 3 differ by one point each, so the SD of each point is sqrt(5/3).
     simulation = Simulation(spec_of(methods={"ce": {}, "kd": {}}, teacher={"checkpoint": "given"}, seeds=4))
     simulation.finish()
@@ -132,7 +101,7 @@ def test_a_teacher_that_is_not_there_yet_is_trained_first_and_its_cost_said() ->
 
 
 def test_a_budget_below_the_studys_runs_is_said() -> None:
-    keep_teacher(1.0)
+    keep_teacher(scale=1.0)
     found = forecast(methods={"kd": {}}, seeds=3, budget={"runs": 2})
     assert found.runs == 2
     assert any("budget.runs 2" in note for note in found.warnings)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -16,44 +15,12 @@ from study.errors import RequestError
 from study.home import open_home
 from study.plan import Plan
 from study.service import describe
+from tests.study.given import DIGITS, keep_teacher
 from tests.study.simulation import Simulation, spec_of
-from trainables import data, models, splits, teachers
+from trainables import models, teachers
 from trainables.files import checkpoint_bytes, write_atomic
-from trainables.teachers import TeacherRecord
 
-DIGITS = data.load("digits")
 CROSS_FITTED = {"regime": "cross_fitted", "folds": 2, "checkpoint": "given"}
-
-
-def keep(trained_on: str, indices: torch.Tensor | None = None, folds: int = 0, **changes: Any) -> TeacherRecord:
-    """An untrained teacher in the home, with this record."""
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        states = [models.build("cnn32", 10).state_dict() for _ in range(max(1, folds))]
-    hashes = [teachers.content_hash("cnn32", DIGITS.mean, DIGITS.std, state) for state in states]
-    of_images = splits.make_folds(DIGITS.train_labels, max(2, folds), 0)
-    record = TeacherRecord(
-        name="given",
-        hash=teachers.cross_fitted_hash(hashes, of_images) if folds else hashes[0],
-        dataset="digits",
-        dataset_hash=DIGITS.hash,
-        model="cnn32",
-        num_classes=10,
-        mean=DIGITS.mean,
-        std=DIGITS.std,
-        trained_on=trained_on,
-        indices_digest=None,
-        test_top1=10.0,
-        test_top5=50.0,
-        mis_instruction_ratio=0.9,
-        ratio_on="test",
-        origin="test",
-        created="",
-        fold_top1=(10.0,) * folds,
-    )
-    record = dataclasses.replace(record, **changes)
-    teachers.save(open_home().root, record, {"members": states, "folds": of_images} if folds else states[0], indices)
-    return record
 
 
 def find(**changes: Any) -> dict[str, teachers.Teacher]:
@@ -71,7 +38,7 @@ def refused(**changes: Any) -> str:
 
 
 def test_a_teacher_that_was_trained_elsewhere_is_held_out_by_nature() -> None:
-    keep("none")
+    keep_teacher("none")
     teacher = {"regime": "held_out", "fraction": 0, "checkpoint": "given"}
     assert list(find(teacher=teacher)) == ["digits/cnn32-cnn3"]
     plan = Plan(spec_of(methods={"kd": {}}, teacher=teacher), open_home())
@@ -80,28 +47,28 @@ def test_a_teacher_that_was_trained_elsewhere_is_held_out_by_nature() -> None:
 
 @pytest.mark.parametrize("trained_on", ["unknown", "all"])
 def test_a_teacher_that_may_know_the_students_images_is_no_held_out_one(trained_on: str) -> None:
-    keep(trained_on)
+    keep_teacher(trained_on)
     assert f"was trained on: {trained_on}" in refused(teacher={"regime": "held_out", "checkpoint": "given"})
     assert find(teacher={"regime": "seen", "checkpoint": "given"})
 
 
 def test_what_a_teacher_was_trained_on_counts_for_its_own_data_alone() -> None:
-    keep("part", torch.arange(10), dataset_hash="f" * 64)
+    keep_teacher("part", torch.arange(10), dataset_hash="f" * 64)
     assert "was trained on: other data" in refused(teacher={"regime": "held_out", "checkpoint": "given"})
 
 
 def test_a_teacher_that_was_trained_on_a_students_image_is_refused_by_name() -> None:
-    keep("part", torch.arange(1000))
+    keep_teacher("part", torch.arange(1000))
     assert "some of the students' images" in refused(teacher={"regime": "held_out", "checkpoint": "given"})
 
 
 def test_a_single_teacher_is_no_cross_fitted_set() -> None:
-    keep("part", torch.arange(10))
+    keep_teacher("part", torch.arange(10))
     assert "is not a set that was cross-fitted on these data" in refused(teacher=CROSS_FITTED)
 
 
 def test_a_cross_fitted_set_serves_an_ablation_but_not_a_search_on_a_validation_part_that_it_saw() -> None:
-    keep("folds", torch.arange(1000), folds=2)
+    keep_teacher("folds", torch.arange(1000), folds=2)
     assert find(teacher=CROSS_FITTED)["digits/cnn32-cnn3"].record.folds == 2
     search = {
         "methods": {"kd": {"tau": {"range": [1, 8]}}},
@@ -113,7 +80,7 @@ def test_a_cross_fitted_set_serves_an_ablation_but_not_a_search_on_a_validation_
 
 
 def test_a_teacher_that_tells_other_classes_apart_is_refused() -> None:
-    keep("none")
+    keep_teacher("none")
     says = refused(teacher={"checkpoint": "given"}, data={"name": "digits", "classes": 4})
     assert "given is a cnn32 of 10 classes" in says
     assert "needs a cnn32 of 4" in says

@@ -14,7 +14,9 @@ import numpy as np
 import pytest
 import torch
 
-from trainables import data, dataset_contract
+from trainables import data
+from trainables.contracts import datasets as contract_datasets
+from trainables.contracts.datasets import DatasetContract
 from trainables.data import (
     DataError,
     DatasetEntry,
@@ -27,7 +29,6 @@ from trainables.data import (
     restrict,
     settling,
 )
-from trainables.dataset_contract import DatasetContract
 
 SHARED = Path(__file__).resolve().parents[2] / ".." / "shared"
 
@@ -741,7 +742,7 @@ def test_the_contract_notices_a_data_set_that_breaks_it(monkeypatch, tmp_path):
 
     def refused(check, *more, **changes):
         register(monkeypatch, dataclasses.replace(entry, **changes))
-        dataset_contract._loaded.cache_clear()
+        contract_datasets._loaded.cache_clear()
         with pytest.raises(AssertionError):
             check("broken", None, *more)
 

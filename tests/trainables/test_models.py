@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from trainables import data, models
-from trainables.model_contract import ModelContract
+from trainables.contracts.models import ModelContract
 from trainables.models import ModelEntry
 from trainables.teachers import load_into, read_state_dict
 from trainables.views import normalise

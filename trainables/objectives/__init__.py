@@ -29,7 +29,7 @@ z_s and z_t are the logits of student and teacher, y the label. A method is put 
 and `catalogue` says which method has which, with the names, bounds and defaults of what it takes.
 
 A method of one's own is named `package.module:factory`, or comes from an installed package through the entry point
-group `kdstudy.methods`; in both cases it is a `Method`, or a callable that returns one. `trainables.method_contract`
+group `kdstudy.methods`; in both cases it is a `Method`, or a callable that returns one. `trainables.contracts.methods`
 tests it.
 """
 

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from trainables import objectives
-from trainables.method_contract import MethodContract
+from trainables.contracts.methods import MethodContract
 from trainables.objectives import Method, Option, Parameter
 
 HERE = __name__

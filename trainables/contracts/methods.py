@@ -1,6 +1,6 @@
 """What every method must do, as a test class: ours pass it, and a method of one's own is held to it in three lines.
 
-    from trainables.method_contract import MethodContract
+    from trainables.contracts.methods import MethodContract
 
     class TestMyLoss(MethodContract):
         names = ["my_package.losses:my_method"]
@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from trainables import objectives, protocol
+from trainables.contracts.named import NamedContract
 from trainables.objectives import Method, Option, Parameter
 
 KEYS = ("loss", "ce", "kd", "mis_instruction_ratio", "capped_ratio")
@@ -31,7 +32,7 @@ FORBIDDEN = {"share", "seed", "epoch", "method", "pair", "protocol", "teacher", 
 """Words that mean something else in a spec or in a run's record."""
 
 
-class MethodContract:
+class MethodContract(NamedContract):
     """A method answers the same keys, teaches the student alone, stays finite, and says what it takes.
 
     names: the methods that are held to it, by default all that are registered.
@@ -39,15 +40,9 @@ class MethodContract:
 
     names: Sequence[str] = tuple(objectives.names())
 
-    def pytest_generate_tests(self, metafunc: pytest.Metafunc) -> None:
-        """Run each check for each name, all checks of one method in turn."""
-        if "name" in metafunc.fixturenames:
-            metafunc.parametrize("name", self.names, scope="class")
-
     def test_the_registry_describes_the_method(self, name: str) -> None:
         method = objectives.get(name)
         assert method.name == name
-        assert re.fullmatch(r"[A-Za-z0-9_.:-]+", name), f"{name!r}: letters, digits, `_`, `-`, `.` and `:` only"
         for what, text in (("summary", method.summary), ("formula", method.formula), ("source", method.source)):
             assert text, f"no {what}; `-` where there is none"
             assert "\n" not in text, f"a {what} of several lines"

@@ -1,6 +1,6 @@
 """What every data set must do, as a test class: ours pass it, and a data set of one's own is held to it in three lines.
 
-    from trainables.dataset_contract import DatasetContract
+    from trainables.contracts.datasets import DatasetContract
 
     class TestMyImages(DatasetContract):
         datasets = [("my_package.images:my_images", "/data/mine")]

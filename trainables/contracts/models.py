@@ -1,6 +1,6 @@
 """What every model must do, as a test class: ours pass it, and a model of one's own is held to it in three lines.
 
-    from trainables.model_contract import ModelContract
+    from trainables.contracts.models import ModelContract
 
     class TestMyNet(ModelContract):
         names = ["my_package.nets:my_net"]
@@ -19,26 +19,19 @@ import torch
 from torch import Tensor, nn
 
 from trainables import models
+from trainables.contracts.named import NamedContract
 
 SMALL = 16
 """Pixels: most checks show images of this height and width, or of the nearest that the model takes, to be quick."""
 
 
-class ModelContract:
+class ModelContract(NamedContract):
     """A model maps images to logits, starts from the seed, learns everywhere, and travels in a state dict.
 
     names: the models that are held to it, by default all that are registered.
     """
 
     names: Sequence[str] = tuple(models.names())
-
-    def pytest_generate_tests(self, metafunc: pytest.Metafunc) -> None:
-        """Run each check for each name, all checks of one model in turn."""
-        if "name" in metafunc.fixturenames:
-            metafunc.parametrize("name", self.names, scope="class")
-
-    def test_a_name_can_be_written_in_files_urls_and_shells(self, name: str) -> None:
-        assert re.fullmatch(r"[A-Za-z0-9_.:-]+", name), f"{name!r}: letters, digits, `_`, `-`, `.` and `:` only"
 
     def test_the_registry_describes_the_model(self, name: str) -> None:
         entry = models.get(name)
