@@ -282,3 +282,62 @@ def test_a_server_that_is_killed_and_restarted_costs_nothing_but_delay(
     assert {run.info.status for run in runs} == {"FINISHED"}
     for run in runs:
         assert [p.step for p in client().get_metric_history(run.info.run_id, "test_top1")] == [1, 2, 3, 4]
+
+
+@pytest.mark.usefixtures("mlflow_home")
+def test_a_run_carries_its_teachers_hash_accuracy_and_ratio_and_who_proposed_its_point() -> None:
+    simulation = Simulation(spec_of(**LISTS))
+    simulation.finish()
+    teacher = {
+        "pair": "digits/cnn32-cnn3",
+        "name": "given",
+        "model": "cnn32",
+        "hash": "0" * 64,
+        "regime": "held_out",
+        "trained_on": "part",
+        "test_top1": 73.0,
+        "test_top5": 95.0,
+        "mis_instruction_ratio": 0.21,
+    }
+    simulation.store.update_info("sim", teachers=[teacher])
+    tracker(simulation).sync(live=False)
+    taught = [run for run in shown() if run.data.params["method"] == "loca"]
+    assert all(run.data.metrics["teacher_test_top1"] == 73.0 for run in taught)
+    assert all(run.data.metrics["teacher_mis_instruction_ratio"] == 0.21 for run in taught)
+    assert all(run.data.tags["kdstudy.teacher_trained_on"] == "held_out, part" for run in taught)
+    assert all(run.data.tags["kdstudy.teacher_hash"] == "0" * 64 for run in taught)
+    assert {run.data.tags["kdstudy.origin"] for run in shown()} == {"listed"}
+    plain = [run for run in shown() if run.data.params["method"] == "ce"]
+    assert not any("teacher_test_top1" in run.data.metrics for run in plain)
+
+
+@pytest.mark.usefixtures("mlflow_home")
+def test_a_methods_named_choice_is_a_param_and_no_number() -> None:
+    methods = {"loca": {"alpha": [0.9], "apply_to": ["wrong", "all"], "tau_squared": [True, False]}}
+    simulation = Simulation(spec_of(**{**LISTS, "methods": methods}, seeds=1))
+    simulation.finish()
+    tracker(simulation).sync(live=False)
+    choices = {(run.data.params.get("apply_to"), run.data.params.get("tau_squared")) for run in shown()}
+    assert choices == {(None, None), ("all", None), (None, "false"), ("all", "false")}
+    assert not any("hp.apply_to" in run.data.metrics for run in shown())
+    assert {run.info.run_name for run in shown()} >= {"loca alpha=0.9 apply_to=all tau_squared=false seed=0"}
+
+
+@pytest.mark.usefixtures("mlflow_home")
+def test_each_network_of_a_cross_fitted_teacher_is_a_run_of_its_own() -> None:
+    simulation = Simulation(spec_of(methods={"kd": {}}, teacher={"regime": "cross_fitted", "folds": 3}, seeds=1))
+    simulation.finish()
+    tracker(simulation).sync(live=False)
+    names = sorted(run.info.run_name for run in shown("teacher"))
+    assert names == [f"teacher of digits/cnn32-cnn3 without fold {fold}" for fold in range(3)]
+
+
+@pytest.mark.usefixtures("mlflow_home")
+def test_a_labelled_pair_is_shown_under_its_label_with_its_architectures() -> None:
+    labelled = {"pair": "cnn32-cnn3", "label": "few", "data": {"train_limit": 100}}
+    simulation = Simulation(spec_of(**{**LISTS, "pairs": [labelled]}, seeds=1))
+    simulation.finish()
+    tracker(simulation).sync(live=False)
+    run = next(run for run in shown() if run.data.params["method"] == "loca")
+    assert run.data.params["pair"] == "digits/cnn32-cnn3@few"
+    assert (run.data.params["teacher"], run.data.params["student"]) == ("cnn32", "cnn3")
