@@ -201,7 +201,23 @@ def _of_pairs(found: Sequence[Point], study: Mapping[str, Any]) -> list[str]:
     said = [each[0].upper() + each[1:] for each in shared]
     for pair, own in of_pair.items():
         said += [f"{pair}: {each}" for each in own if each not in shared]
-    return said
+    return said + _finite_test(found, study)
+
+
+def _finite_test(found: Sequence[Point], study: Mapping[str, Any]) -> list[str]:
+    """How far the test images alone leave the best accuracy open; of several pairs for the one with the best."""
+    done = [each for each in found if each.last.n]
+    if not done:
+        return []
+    best = max(done, key=lambda each: each.last.mean)
+    images = int(section(study, best.pair)["data"].get("test_images") or 0)
+    if not images:
+        return []
+    low, high = finite_test_interval(best.last.mean, images)
+    return [
+        f"The {images:,} test images place an accuracy of {fixed(best.last.mean)} % between {fixed(low, 1)} and "
+        f"{fixed(high, 1)} % for images like these; differences on the same images are surer than that."
+    ]
 
 
 def _unfinished(runs: pd.DataFrame) -> list[str]:
@@ -248,14 +264,6 @@ def _of_pair(found: Sequence[Point], study: Mapping[str, Any]) -> list[str]:
     if capped:
         where = ", ".join(f"alpha {number(each.alpha)} ({share(each.capped_ratio)} of all views)" for each in capped)
         said.append(f"views left the simplex and were capped at {where}.")
-    images = int(study["data"].get("test_images") or 0)
-    if done and images:
-        best = max(done, key=lambda each: each.last.mean)
-        low, high = finite_test_interval(best.last.mean, images)
-        said.append(
-            f"the {images:,} test images place an accuracy of {fixed(best.last.mean)} % between {fixed(low, 1)} and "
-            f"{fixed(high, 1)} % for images like these; differences on the same images are surer than that."
-        )
     return said
 
 

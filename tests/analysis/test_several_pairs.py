@@ -135,6 +135,22 @@ def test_what_is_true_of_all_pairs_is_said_once_and_the_rest_of_each(
     assert low.startswith("digits/cnn32-cnn3@strong: ")
 
 
+def test_many_pairs_are_answered_in_a_list_with_their_gains_beside_it(
+    store: str, write: Write, made: SimpleNamespace, tmp_path: Path
+) -> None:
+    runs = []
+    for i in range(6):
+        accuracies = {("kd", None): (70.0, 71.0), ("loca", 0.9): (71.0 + i, 73.0)}
+        runs += made.sweep(accuracies, epochs=2, pair=f"digits/cnn32-cnn3@p{i}")
+    write(made.study_record("many-pairs"), runs)
+    page = report(store, "many-pairs", tmp_path / "out")
+    text = page.read_text(encoding="utf-8")
+    assert "6 pairs, each with its own answer" in text
+    assert text.index("Gain by pair") < text.index("What to keep in mind")
+    assert all(f"@p{i}" in text for i in range(6))
+    assert text.count("test images place an accuracy") == 1
+
+
 def test_a_study_without_methods_reports_its_teachers(
     store: str, write: Write, made: SimpleNamespace, tmp_path: Path
 ) -> None:

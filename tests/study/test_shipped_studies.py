@@ -85,6 +85,7 @@ CUTS: dict[str, list[str]] = {
     ],
     "dark-knowledge": CIFAR100,
     "quickstart": [*DIGITS, "methods.loca.alpha=[0.95]"],
+    "quick-prevalence": [*DIGITS, "methods.loca.alpha=[0.95]"],
     "quick-search": [*DIGITS, "search.first_rung=1", "search.points=3"],
 }
 
