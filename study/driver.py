@@ -147,7 +147,7 @@ class Driver:
                 parameters = self.plan.pairs[pair_name].resolve(space, values)
                 if self.plan.point_id(pair_name, space.method, parameters) not in known:
                     trial = self._searches[pair_name, space.method].add(values)
-                    self._add_point(stage, pair_name, space.method, parameters, trial, "listed")
+                    self._add_point(stage, pair_name, space.method, parameters, trial, "the spec's list")
         for opened in (stage, FINAL):
             for number, point in enumerate(self.store.points(self.study, opened)):
                 self._add_runs(point, number)

@@ -306,7 +306,7 @@ def test_a_run_carries_its_teachers_hash_accuracy_and_ratio_and_who_proposed_its
     assert all(run.data.metrics["teacher_mis_instruction_ratio"] == 0.21 for run in taught)
     assert all(run.data.tags["kdstudy.teacher_trained_on"] == "held_out, part" for run in taught)
     assert all(run.data.tags["kdstudy.teacher_hash"] == "0" * 64 for run in taught)
-    assert {run.data.tags["kdstudy.origin"] for run in shown()} == {"listed"}
+    assert {run.data.tags["kdstudy.origin"] for run in shown()} == {"the spec's list"}
     plain = [run for run in shown() if run.data.params["method"] == "ce"]
     assert not any("teacher_test_top1" in run.data.metrics for run in plain)
 
