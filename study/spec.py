@@ -503,6 +503,7 @@ _WORDS = {
     "int_from_float": "must be a whole number",
     "float_type": "must be a number",
     "float_parsing": "must be a number",
+    "string_pattern_mismatch": "must be letters, digits, '.', '_', '+', '%' or '-' (40 at most)",
 }
 
 

@@ -80,7 +80,10 @@ def test_a_pair_stands_several_times_under_labels_of_its_own() -> None:
     assert [pair.key for pair in found.pairs] == ["cnn32-cnn3", "cnn32-cnn3@noisy"]
     assert [found.data_of(pair).variant for pair in found.pairs] == [{}, {"noise": [0.2, 0]}]
     assert "give each a label" in refusal(pairs=["cnn32-cnn3", "cnn32-cnn3"])
-    assert refusal(pairs=[{"pair": "cnn32-cnn3", "label": "a b/c"}]).startswith("pairs.0.label: ")
+    says = refusal(pairs=[{"pair": "cnn32-cnn3", "label": "a b/c"}])
+    assert says.startswith(
+        "pairs.0.label: must be letters, digits, '.', '_', '+', '%' or '-' (40 at most), not 'a b/c'"
+    )
 
 
 def test_a_pair_on_another_data_set_does_not_look_for_it_in_the_first_ones_folder() -> None:
