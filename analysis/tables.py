@@ -428,7 +428,8 @@ def teachers(study: Mapping[str, Any], name: str) -> Table | None:
         _text("model", "model"),
         _text("regime", "regime"),
         _text("trained_on", "trained on"),
-        _one("test_top1", "test top-1, %", lambda row: fixed(row["test_top1"]), itemgetter("test_top1")),
+        _one("trained_images", "images", _trained_images, lambda row: row.get("trained_images")),
+        _one("test_top1", "test top-1, %", _teacher_accuracy, itemgetter("test_top1")),
         _one(
             "mis_instruction_ratio",
             "mis-instructed",
@@ -445,3 +446,14 @@ def teachers(study: Mapping[str, Any], name: str) -> Table | None:
         for teacher in study["teachers"]
     ]
     return Table(name, "Teachers", columns, rows)
+
+
+def _trained_images(row: Mapping[str, Any]) -> str:
+    return f"{row['trained_images']:,}" if row.get("trained_images") is not None else NOTHING
+
+
+def _teacher_accuracy(row: Mapping[str, Any]) -> str:
+    """The accuracy, of a cross-fitted set the mean with the range over its networks."""
+    folds = row.get("fold_top1")
+    of_folds = f" ({len(folds)} networks: {fixed(min(folds))} to {fixed(max(folds))})" if folds else ""
+    return fixed(row["test_top1"]) + of_folds

@@ -144,6 +144,7 @@ def overview(plan: Plan, pair_name: str, teacher: Teacher, before: list[dict[str
         if (entry["pair"], entry["hash"], entry["views"]) == (pair_name, record.hash, views):
             return entry
     ratio, ratio_on = measure_ratio(teacher, pair)
+    images = teachers.trained_indices(plan.home.root, record.hash)
     return {
         "pair": pair_name,
         "name": record.name,
@@ -152,6 +153,7 @@ def overview(plan: Plan, pair_name: str, teacher: Teacher, before: list[dict[str
         "hash": record.hash,
         "regime": pair.teacher.regime,
         "trained_on": record.trained_on,
+        "trained_images": None if images is None else len(images),
         "test_top1": record.test_top1,
         "test_top5": record.test_top5,
         "fold_top1": list(record.fold_top1),

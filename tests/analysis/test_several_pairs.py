@@ -10,7 +10,7 @@ import pytest
 from analysis import load_history, load_runs, load_studies, report, verdicts
 from analysis.frames import section
 from analysis.points import Point, pairs, points
-from analysis.tables import ablation, conditions, gains
+from analysis.tables import ablation, conditions, gains, teachers
 
 Write = Callable[[Mapping[str, Any], Sequence[Any]], None]
 FIXED = {"tau": 4.0, "beta": 0.9, "gamma": 0.1}
@@ -133,6 +133,17 @@ def test_what_is_true_of_all_pairs_is_said_once_and_the_rest_of_each(
     ]
     (low,) = [each for each in said if "too few for LoCa to change much" in each]
     assert low.startswith("digits/cnn32-cnn3@strong: ")
+
+
+def test_a_teacher_is_shown_with_how_many_images_it_saw_and_a_set_with_its_networks(made: SimpleNamespace) -> None:
+    record = made.study_record("x")
+    single = {**record["teachers"][0], "trained_images": 1500}
+    cross_fitted = {**single, "regime": "cross_fitted", "fold_top1": [72.0, 74.4]}
+    table = teachers({**record, "teachers": [single, cross_fitted, record["teachers"][0]]}, "teachers")
+    assert table is not None
+    cells = table.cells()
+    assert [row[4] for row in cells] == ["1,500", "1,500", "–"]
+    assert [row[5] for row in cells] == ["73.20", "73.20 (2 networks: 72.00 to 74.40)", "73.20"]
 
 
 def test_many_pairs_are_answered_in_a_list_with_their_gains_beside_it(
