@@ -25,7 +25,6 @@ SCHEMA_VERSION = 2
 _BUSY_SECONDS = 60  # a writer's patience with the others
 
 WAITING, RUNNING, DONE, FAILED, PRUNED = "WAITING", "RUNNING", "DONE", "FAILED", "PRUNED"
-ENDED = (DONE, FAILED, PRUNED)
 OPEN, COMPLETE = "OPEN", "COMPLETE"  # a point's states, beside FAILED and PRUNED
 
 _meta = sa.MetaData()

@@ -86,9 +86,11 @@ class Pipeline:
             kinds: the views of each image.
 
         Raises:
-            ValueError: a strong view of images that have neither one nor three channels.
+            ValueError: a kind that there is not, or a strong view of images that have neither one nor three channels.
             DataError: an image does not decode, and such images are not to be skipped.
         """
+        if not set(kinds) <= set(KINDS):
+            raise ValueError(f"views {', '.join(kinds)}: there are {' and '.join(KINDS)} ones only")
         if "strong" in kinds and self.shape[0] not in (1, 3):
             raise ValueError(f"strong views need images of 1 or 3 channels; these have {self.shape[0]}")
         resident = self._resident if isinstance(self._maker.views, CropFlip) and set(kinds) == {"weak"} else None

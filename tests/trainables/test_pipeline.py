@@ -95,6 +95,8 @@ def test_images_of_two_channels_are_cropped_but_neither_resized_nor_distorted():
     assert shown(made)[0][0][0].shape == (3, 2, 8, 8)
     with pytest.raises(ValueError, match="strong views need images of 1 or 3 channels; these have 2"):
         shown(made, ("weak", "strong"))
+    with pytest.raises(ValueError, match="views weak, faint: there are weak and strong ones only"):
+        shown(made, ("weak", "faint"))
     for protocol in (RESIZED, PARTS):
         with pytest.raises(ValueError, match="only images of 1 or 3 channels are resized; these have 2"):
             Pipeline(dataset, protocol)
