@@ -39,6 +39,7 @@ def test_the_documented_spec_names_parts_of_the_users_own(folder: Path) -> None:
     assert "9 runs, ablation, on 3 seeds" in kdstudy(folder, "run", "mine.yaml", "--dry-run")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("change", "says"),
     [
