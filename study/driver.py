@@ -113,11 +113,7 @@ class Driver:
         self._open_points()
 
     def _teacher_runs(self) -> list[RunRow]:
-        planned = {
-            self.plan.teacher_run(pair, fold).run_id
-            for pair in self._teacher_pairs or ()
-            for fold in self.plan.pairs[pair].folds
-        }
+        planned = {run.run_id for pair in self._teacher_pairs or () for run in self.plan.teacher_runs(pair)}
         return [run for run in self.store.runs(self.study, TEACHER) if run.run_id in planned]
 
     def _open_points(self) -> None:

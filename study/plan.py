@@ -114,7 +114,15 @@ class PairPlan:
 
     def teacher_images(self, fold: int | None = None) -> torch.Tensor:
         """Indices of the training images that a teacher trained here learns from."""
-        return splits.teacher_images(self.dataset.train_labels, self.split_options(TEACHER), **self.teaches(fold))
+        if fold not in self._teacher_images:
+            # A driver asks at each of its turns while teachers are trained.
+            labels, options = self.dataset.train_labels, self.split_options(TEACHER)
+            self._teacher_images[fold] = splits.teacher_images(labels, options, **self.teaches(fold))
+        return self._teacher_images[fold]
+
+    @cached_property
+    def _teacher_images(self) -> dict[int | None, torch.Tensor]:
+        return {}
 
     def evaluates_test(self, stage: str) -> bool:
         """Whether a stage's runs look at the test set: not while something is chosen by validation."""
@@ -257,6 +265,10 @@ class Plan:
             **({} if plan.teacher.stop_at is None else {"stop_at": plan.teacher.stop_at}),
         }
         return RunPlan(digest(identity), identity, plan.teacher.seed, plan.teacher_protocol.epochs)
+
+    def teacher_runs(self, pair: str) -> tuple[RunPlan, ...]:
+        """The runs that train a pair's teacher: one, or one for each fold."""
+        return tuple(self.teacher_run(pair, fold) for fold in self.pairs[pair].folds)
 
     def point_id(self, pair: str, method: str, parameters: Mapping[str, Value]) -> str:
         """A point's id: the same in each study that has the pair, the method and the parameters."""

@@ -111,7 +111,7 @@ def forecast(plan: Plan, store: Store | None, *, device: str, concurrency: int) 
     done = store.runs(plan.spec.name) if store else []
     known = sum(run.state == DONE and run.stage != TEACHER for run in done)
     # Pairs that need the same teacher train it once.
-    training = {_teacher_runs(plan, pair.pair): pair.seconds_teacher for pair in pairs}
+    training = {tuple(run.run_id for run in plan.teacher_runs(p.pair)): p.seconds_teacher for p in pairs}
     seconds = max(0, runs - known) * each / concurrency + sum(training.values())
     sd, sd_from = _spread(plan, store)
     seeds = len(plan.spec.seeds)
@@ -146,10 +146,6 @@ def require_no_training(spec: Spec) -> None:
         raise RequestError(
             f"teacher.checkpoint: {', '.join(wanted)}: no teacher is named and --no-train-teachers forbids to train one"
         )
-
-
-def _teacher_runs(plan: Plan, name: str) -> tuple[str, ...]:
-    return tuple(plan.teacher_run(name, fold).run_id for fold in plan.pairs[name].folds)
 
 
 def _taught_share(spec: Spec) -> float:

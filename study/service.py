@@ -228,8 +228,8 @@ class _Running:
 
     def _expected_runs(self) -> int:
         trained = [pair for pair in self.plan.pairs.values() if self.plan.spec.trains_teacher_of(pair.spec)]
-        teachers_runs = {self.plan.teacher_run(pair.name, fold).run_id for pair in trained for fold in pair.folds}
-        return expected_runs(self.plan.spec) + len(teachers_runs)
+        of_teachers = {run.run_id for pair in trained for run in self.plan.teacher_runs(pair.name)}
+        return expected_runs(self.plan.spec) + len(of_teachers)
 
     def _sync(self, tracker: tracking.Tracker, track_later: bool) -> bool:
         """The last pass, with everything in it; False where MLflow does not take it now."""

@@ -40,7 +40,7 @@ def find(plan: Plan) -> dict[str, Teacher]:
 def adopt(plan: Plan, store: Store, pair_name: str) -> Teacher | None:
     """The teacher that a study's own runs have trained, kept in the home; None where one of them has not ended well."""
     pair = plan.pairs[pair_name]
-    planned = [plan.teacher_run(pair_name, fold).run_id for fold in pair.folds]
+    planned = [run.run_id for run in plan.teacher_runs(pair_name)]
     done = {run.run_id: run for run in store.runs(plan.spec.name, TEACHER) if run.state == DONE}
     if not all(run_id in done for run_id in planned):
         return None
@@ -181,8 +181,8 @@ def remarks(plan: Plan, store: Store, pair: PairPlan) -> list[str]:
         found.append(f"{pair.name}: images left out because they do not decode (bad_images: skip): {count}")
     wanted = pair.teacher.stop_at
     if wanted is not None and plan.spec.trains_teacher_of(pair.spec):
-        for fold in pair.folds:
-            history = store.history(plan.teacher_run(pair.name, fold).run_id)
+        for run in plan.teacher_runs(pair.name):
+            history = store.history(run.run_id)
             if history and history[-1]["train_top1"] < wanted:
                 found.append(
                     f"{pair.name}: its teacher came to {history[-1]['train_top1']:.1f} % on the views that it trains "
