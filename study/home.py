@@ -41,6 +41,11 @@ class Home:
         return self.checkpoints / run_id / name
 
     @property
+    def logits(self) -> Path:
+        """Stores of teachers' logits, one copy a node."""
+        return Path(os.environ.get("KDSTUDY_LOGITS") or self.root / "logits").expanduser().absolute()
+
+    @property
     def locks(self) -> Path:
         """One file lock a study: its driver's."""
         return self.root / "locks"

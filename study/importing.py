@@ -15,6 +15,7 @@ from trainables import protocol as protocols
 from trainables.models import ModelEntry
 from trainables.pipeline import Pipeline
 from trainables.teachers import TeacherRecord
+from trainables.teaching import Teaching
 
 RATIO_IMAGES = 10_000
 TORCHVISION = "torchvision"
@@ -112,7 +113,7 @@ def import_teacher(
     images = splits.stratified(loaded.train_labels, RATIO_IMAGES, seed=0)
     try:
         top1, top5 = measures.evaluate(teacher.logits, pipeline.evaluation("test", None))
-        ratio = measures.mis_instruction_ratio(teacher, pipeline, images, 1, seed=0)
+        ratio = measures.mis_instruction_ratio(Teaching(teacher, pipeline), images, 1, seed=0)
     except data.DataError as error:
         raise RequestError(f"--root: {error}") from None
     record = replace(

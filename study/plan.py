@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any
 
@@ -22,10 +22,12 @@ from study.spec import FINAL_SEED, DataSpec, PairSpec, Spec, TeacherSpec
 from study.store import RunRow, canonical
 from trainables import calibration, data, engine, models, objectives, splits, teachers, views
 from trainables.data import ImageDataset
+from trainables.logits import Key, key_of, open_store
 from trainables.pipeline import Pipeline
 from trainables.protocol import Protocol
 from trainables.runner import load_data
 from trainables.splits import Split
+from trainables.teaching import Teaching
 
 ABLATION, SEARCH, FINAL, TEACHER = "ablation", "search", "final", "teacher"
 
@@ -239,12 +241,40 @@ class Plan:
             "parameters": dict(sorted(parameters.items())),
             "protocol": _protocol_identity(plan.protocol),
             "teacher": self.teacher_hashes[pair] if taught else None,
-            "logits": "online-float32" if taught else None,
+            # Logits stored in float32 are those of an online teacher.
+            "logits": ("float16" if self._stores_halves(plan) else "online-float32") if taught else None,
             "seed": seed,
             "versions": VERSIONS,
             **_specialities(plan, plan.pair.student, method),
         }
         return RunPlan(digest(identity), identity, seed, plan.protocol.epochs)
+
+    def _stores_halves(self, plan: PairPlan) -> bool:
+        return plan.teacher.logits == "float16" and plan.protocol.views == "crop_flip"
+
+    def logit_key(self, pair: str, device: str) -> Key | None:
+        """What the logits of a pair's teacher are stored under; None where they are not stored.
+
+        Before the teacher is known the key names none, and is good for sizes only.
+        """
+        plan = self.pairs[pair]
+        if plan.teacher.logits == "online":
+            return None
+        teacher = self.teacher_hashes.get(pair, "")
+        return key_of(teacher, plan.dataset, plan.protocol, plan.teacher.logits, device)
+
+    def teaching(self, pair: str, teacher: teachers.Teacher) -> Teaching:
+        """A pair's teacher before its students' views, in this process; what it says is kept for the runs.
+
+        Raises:
+            RequestError: the store of its logits is damaged.
+        """
+        key = self.logit_key(pair, "cpu")
+        try:
+            store = None if key is None else open_store(self.home.logits, key)
+        except ValueError as error:
+            raise RequestError(str(error)) from None
+        return Teaching(teacher, self.pairs[pair].pipeline, store)
 
     def teacher_run(self, pair: str, fold: int | None) -> RunPlan:
         """The run that trains a pair's teacher, or the one of its networks that never sees a fold."""
@@ -282,6 +312,7 @@ class Plan:
         is_teacher = run.stage == TEACHER
         taught = not is_teacher and objectives.get(run.method).needs_teacher
         protocol = plan.teacher_protocol if is_teacher else plan.protocol
+        key = self.logit_key(run.pair, device) if taught else None
         return {
             "run_id": run.run_id,
             "attempt": attempt,
@@ -298,6 +329,7 @@ class Plan:
             "test_limit": plan.data.test_limit,
             "evaluate_test": plan.evaluates_test(run.stage),
             "teacher": {"home": str(self.home.root), "hash": self.teacher_hashes[run.pair]} if taught else None,
+            "logits": None if key is None else {"root": str(self.home.logits), "key": asdict(key)},
             "checkpoints": str(self.home.checkpoints / run.run_id),
             "resume_from": run.checkpoint,
             "rungs": list(rungs),

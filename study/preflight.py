@@ -172,7 +172,7 @@ def _pair(plan: Plan, name: str, teacher: Teacher | None, speeds: _Speeds) -> Pa
         )
     ratio, ratio_on, effects = None, "known when it is trained", list[AlphaEffect]()
     if teacher is not None:
-        ratio, ratio_on = teachers.measure_ratio(teacher, pair)
+        ratio, ratio_on = teachers.measure_ratio(plan, name, teacher)
         effects = _effects(plan, name, teacher)
     described = f"{teacher.record.name}, {teacher.record.test_top1:.2f} %" if teacher else "trained first"
     return PairForecast(name, described, ratio, ratio_on, plain, taught, training, tuple(effects))
@@ -236,12 +236,9 @@ def _effects(plan: Plan, name: str, teacher: Teacher) -> list[AlphaEffect]:
     if space is None:
         return []
     pair = plan.pairs[name]
-    batches = pair.split(FINAL).train[:_SAMPLE].split(_BATCH)
-    answers, targets = [], []
-    for shown in pair.pipeline.training(0, 1, batches):
-        answers.append(teacher.logits(shown.views[0], shown.indices))
-        targets.append(shown.labels)
-    logits, target = torch.cat(answers), torch.cat(targets)
+    images = pair.split(FINAL).train[:_SAMPLE].sort().values
+    logits, there = plan.teaching(name, teacher).epoch(0, 1, images)
+    logits, target = logits[there], pair.dataset.train_labels[images][there]
     if space.sampled:
         axis = dict(space.axes).get("alpha")
         alphas = axis.ends if isinstance(axis, Range) else axis.values if axis else ()

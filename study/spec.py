@@ -97,6 +97,9 @@ class TeacherSpec(_Part):
         None, gt=0, le=100, description="its training ends when its top-1 on the views it trains on reaches this, %"
     )
     train_limit: int | None = Field(None, ge=2, description="stratified sample of the images that it learns from")
+    logits: Literal["float32", "float16", "online"] = Field(
+        "float32", description="how its logits on enumerable views are stored; online: it is asked at each step"
+    )
     seed: int = Field(0, ge=0, description="seed of its training")
     protocol: dict[str, Any] = Field(
         default_factory=dict, description="fields in which its training differs from the students'"
@@ -425,6 +428,8 @@ def _space_changes(old: spaces.MethodSpace, new: spaces.MethodSpace) -> list[str
 def _changed(key: str, before: Any, after: Any, free: set[str]) -> list[str]:
     if key in free or before == after:
         return []
+    if key.endswith("teacher.logits") and {before or "float32", after or "float32"} <= {"float32", "online"}:
+        return []  # to the last bit the same
     if isinstance(before, dict) and isinstance(after, dict):
         names = [*before, *(name for name in after if name not in before)]
         return [line for name in names for line in _changed(f"{key}.{name}", before.get(name), after.get(name), free)]

@@ -51,7 +51,8 @@ def adopt(plan: Plan, store: Store, pair_name: str) -> Teacher | None:
     if teacher is None:
         states = [read_checkpoint(plan.home.checkpoint(run.run_id, run.checkpoint or "none"))["model"] for run in runs]
         made = _made(name, pair, states, runs)
-        ratio, ratio_on = measure_ratio(made, pair)
+        plan.teacher_hashes[pair_name] = made.record.hash
+        ratio, ratio_on = measure_ratio(plan, pair_name, made)
         record = replace(made.record, mis_instruction_ratio=ratio, ratio_on=ratio_on, ratio_views=_views(pair))
         images = torch.cat([pair.teacher_images(fold) for fold in pair.folds]).unique()
         weights = states[0] if made.folds is None else {"members": states, "folds": made.folds}
@@ -114,7 +115,7 @@ def _views(pair: PairPlan) -> str:
     return digest({**shown, **pair.data.variant})
 
 
-def measure_ratio(teacher: Teacher, pair: PairPlan) -> tuple[float, str]:
+def measure_ratio(plan: Plan, pair_name: str, teacher: Teacher) -> tuple[float, str]:
     """The teacher's mis-instruction ratio on views of the students' images (or a sample), and which those were.
 
     A teacher that was trained for these students was measured on them then, and is not measured again.
@@ -122,7 +123,7 @@ def measure_ratio(teacher: Teacher, pair: PairPlan) -> tuple[float, str]:
     Raises:
         RequestError: an image does not decode, and such images are not to be skipped.
     """
-    record = teacher.record
+    record, pair = teacher.record, plan.pairs[pair_name]
     if record.ratio_views == _views(pair):
         return record.mis_instruction_ratio, record.ratio_on
     train = pair.split(FINAL).train
@@ -130,7 +131,7 @@ def measure_ratio(teacher: Teacher, pair: PairPlan) -> tuple[float, str]:
     # Small images are cheap to show more than once, which narrows the estimate.
     repeats = max(1, min(10, RATIO_VIEWS // len(images)))
     try:
-        ratio = measures.mis_instruction_ratio(teacher, pair.pipeline, images, repeats, seed=0)
+        ratio = measures.mis_instruction_ratio(plan.teaching(pair_name, teacher), images, repeats, seed=0)
     except DataError as error:  # an image that does not decode, of a set that is decoded when it is shown
         raise RequestError(f"data: {error}") from None
     return ratio, f"{repeats} views of each of {len(images):,} of the students' training images"
@@ -143,7 +144,7 @@ def overview(plan: Plan, pair_name: str, teacher: Teacher, before: list[dict[str
     for entry in before:
         if (entry["pair"], entry["hash"], entry["views"]) == (pair_name, record.hash, views):
             return entry
-    ratio, ratio_on = measure_ratio(teacher, pair)
+    ratio, ratio_on = measure_ratio(plan, pair_name, teacher)
     images = teachers.trained_indices(plan.home.root, record.hash)
     return {
         "pair": pair_name,

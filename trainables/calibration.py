@@ -146,14 +146,9 @@ def loca_logits(
         acted_on = ~mis if apply_to == "right" else torch.ones_like(mis)
 
     one_over_r = others.sub_(z_k).div_(tau).exp_().sum(-1, keepdim=True)
-    # Where alpha leaves the simplex the logarithm is that of a negative number; the cap then takes its place.
-    numerator = (1 + (1 - alpha) * one_over_r).clamp_min(torch.finfo(z.dtype).tiny)
-    log_ratio = numerator.log() - math.log(alpha)
-    # p'_y = CAP, in the same terms: p'_k = r * (1 - CAP).
-    log_ratio_at_cap = one_over_r.log() + math.log(CAP / (1 - CAP))
-    capped = acted_on & (log_ratio < log_ratio_at_cap)
-
-    moved_z_y = z_k + tau * torch.maximum(log_ratio, log_ratio_at_cap)
+    log_ratio, over = log_label_to_top(one_over_r, alpha, z.shape[-1])
+    capped = torch.zeros_like(mis) if over is None else acted_on & over
+    moved_z_y = z_k + tau * log_ratio
     logits = z.scatter(-1, y, torch.where(acted_on, moved_z_y, z_y))
     if non_target == "uniform":
         # The same logsumexp over the others, log(1 / r) above z_k / tau, from C - 1 equal logits.
@@ -162,6 +157,28 @@ def loca_logits(
     elif non_target == "shuffle":
         logits = torch.where(acted_on, _shuffled(logits, y), logits)
     return Calibrated(logits.float(), mis.squeeze(-1), capped.squeeze(-1))
+
+
+def log_label_to_top(one_over_r: Tensor, alpha: float, num_classes: int) -> tuple[Tensor, Tensor | None]:
+    """log(p'_y / p'_k), where `loca_logits` has the formula, and where the cap is what decides it.
+
+    Args:
+        one_over_r: any shape, (1 - p_y) / p_k, 1 to C - 1.
+        alpha: above 0.
+        num_classes: C.
+
+    Returns:
+        The logarithm, and bool of that shape; None where no view can be capped, whatever its probabilities.
+    """
+    # From 2 on every view is capped, and a capped view does not depend on alpha: so nothing below overflows.
+    alpha = min(alpha, 3.0)
+    ratio = torch.rsub(one_over_r, 1, alpha=alpha - 1)  # times alpha, as are all below
+    # The least p'_y that there can be, and room for rounding.
+    if 1 - alpha / capped_bound(num_classes) > 10 * CAP:
+        return ratio.log() - math.log(alpha), None
+    # p'_y = CAP in the same terms: p'_k = r * (1 - CAP).
+    at_cap = one_over_r * (alpha * CAP / (1 - CAP))
+    return torch.maximum(ratio, at_cap).log() - math.log(alpha), ratio < at_cap
 
 
 def swap_logits(teacher_logits: Tensor, target: Tensor, wrong: Tensor | None = None) -> Calibrated:

@@ -19,14 +19,22 @@ from torch import Tensor
 from trainables import models, objectives, splits
 from trainables.data import DataError, EncodedImages, ImageDataset
 from trainables.files import CheckpointError, checkpoint_bytes, read_checkpoint, write_atomic
+from trainables.graphs import GraphedStep
+from trainables.logits import LogitStore
 from trainables.measures import evaluate
-from trainables.pipeline import Pipeline
+from trainables.pipeline import Pipeline, Shown
+from trainables.precision import autocast, float32_products
 from trainables.protocol import Protocol
 from trainables.streams import generator, stream_seed
 from trainables.teachers import Teacher
+from trainables.teaching import Teaching
 from trainables.views import normalise
 
 VERSION = 1  # raised when a fix changes what a run ends with
+
+# How a step is run: as it is written; as a CUDA graph, so that a GPU does not wait for Python; or with the network's
+# passes compiled. All give the same numbers but for their last bits, so this is not part of what a run is.
+EXECUTIONS = ("eager", "graphs", "compiled")
 
 # What every objective returns, and is either known to be a metric or not one.
 _PARTS = ("loss", "ce", "kd", "mis_instruction_ratio", "capped_ratio")
@@ -65,10 +73,12 @@ class Trainer:
         device: where everything happens, the data included.
         test_indices: a part of the test set; None: all of it.
         workers: processes that decode and distort images, where that is needed; 0: this one does it.
+        store: the teacher's logits on these views; without one the teacher is asked each time.
+        execution: how a step is run, one of `EXECUTIONS`; None: as graphs on a GPU, else eagerly.
 
     Raises:
-        ValueError: unknown student or method, a parameter that the method refuses, no teacher where one is needed, or
-            images that the protocol's views or the student cannot take.
+        ValueError: unknown student, method or execution, a parameter that the method refuses, no teacher where one is
+            needed, or images that the protocol's views or the student cannot take.
     """
 
     def __init__(
@@ -82,7 +92,11 @@ class Trainer:
         device: torch.device | str = "cpu",
         test_indices: Tensor | None = None,
         workers: int = 0,
+        store: LogitStore | None = None,
+        execution: str | None = None,
     ) -> None:
+        if execution is not None and execution not in EXECUTIONS:
+            raise ValueError(f"execution is {execution!r}; it must be one of {', '.join(EXECUTIONS)}")
         method = objectives.get(run.method)
         if method.needs_teacher and teacher is None:
             raise ValueError(f"method {run.method} needs a teacher")
@@ -95,7 +109,10 @@ class Trainer:
         self._stopped = False
         self._pipeline = Pipeline(dataset, run.protocol, self._device, workers)
         models.get(run.student).require(self._pipeline.shape)
-        self._teacher = teacher.to(self._device) if teacher is not None and method.needs_teacher else None
+        self.teaching: Teaching | None = None
+        """Where the teacher's answers come from; None for a method without a teacher."""
+        if teacher is not None and method.needs_teacher:
+            self.teaching = Teaching(teacher, self._pipeline, store)
         # Which images of which part are measured, by the name of the metric.
         self._measured: dict[str, tuple[str, Tensor | None]] = {}
         if len(split_validation):
@@ -106,6 +123,9 @@ class Trainer:
             self._model = models.build(run.student, dataset.num_classes)
         # Channels last: a third less time a step on a CPU, and what tensor cores want.
         self._model.to(self._device).to(memory_format=torch.channels_last)
+        self._execution = execution or ("graphs" if self._device.type == "cuda" else "eager")
+        # A compiled function is made for one size of batch; a last short one is run eagerly.
+        self._compiled = torch.compile(self._model, dynamic=False) if self._execution == "compiled" else None
         with self._drawing_from("objective"):
             self._objective = objectives.build(run.method, **self._parameters(method)).to(self._device)
         self._optimiser = torch.optim.SGD(
@@ -141,7 +161,7 @@ class Trainer:
         lr = self.run.protocol.lr_at(epoch)
         for group in self._optimiser.param_groups:
             group["lr"] = lr
-        with _float32_products(tf32=self.run.protocol.precision == "tf32"):
+        with float32_products(self.run.protocol.precision):
             metrics = self._trained(epoch, lr)
             self._model.eval()
             for name, (part, indices) in self._measured.items():
@@ -158,33 +178,44 @@ class Trainer:
         sums: Tensor | None = None
         extra: list[str] = []
         seen = asked = 0
+
+        def step(target: Tensor, teacher_logits: Tensor | None, *views: Tensor) -> Tensor:
+            """Train on a batch; the sums over it of loss, hits and what else the objective returns."""
+            nonlocal extra
+            full = len(target) == self.run.protocol.batch_size
+            model = self._compiled if self._compiled is not None and full else self._model
+            with self._autocast():
+                logits = _stacked([model(self._normalised(pixels)).float() for pixels in views])
+            parts = self._objective(logits, teacher_logits, target, epoch)
+            self._optimiser.zero_grad()
+            parts["loss"].backward()
+            self._optimiser.step()
+            first = logits.detach() if len(views) == 1 else logits.detach()[0]
+            hit = (first.argmax(1) == target).float().mean()
+            extra = [name for name in parts if name not in _PARTS]
+            names = ("mis_instruction_ratio", "capped_ratio", *extra)
+            found = [parts["loss"].detach(), hit, *(parts[name].detach() for name in names)]
+            return torch.stack(found) * len(target)
+
+        # The learning rate and what else follows the epoch are constants of a graph, hence one an epoch.
+        run = GraphedStep(step) if self._execution == "graphs" else step
         self._model.train()
         with self._drawing_from("noise", epoch):
-            for views, teacher_logits, target, size in self._batches(epoch):
+            for shown, teacher_logits, size in self._batches(epoch):
                 asked += size
-                if not len(target):
+                if not len(shown.labels):
                     continue
-                seen += len(target)
-                with self._autocast():
-                    logits = _stacked([self._model(pixels).float() for pixels in views])
-                parts = self._objective(logits, teacher_logits, target, epoch)
-                self._optimiser.zero_grad()
-                parts["loss"].backward()
-                self._optimiser.step()
-                first = logits.detach() if len(views) == 1 else logits.detach()[0]
-                hit = (first.argmax(1) == target).float().mean()
-                extra = [name for name in parts if name not in _PARTS]
-                names = ("mis_instruction_ratio", "capped_ratio", *extra)
-                found = torch.stack([parts["loss"].detach(), hit, *(parts[name].detach() for name in names)])
+                seen += len(shown.labels)
+                found = run(shown.labels, teacher_logits, *shown.views)
                 # Summed on the device: reading a number in each step would make the device wait for Python.
-                sums = found * len(target) if sums is None else sums + found * len(target)
+                sums = found if sums is None else sums + found
         if sums is None:
             raise DataError(f"data set {self._dataset.name}: not one of its images decodes")
         loss, hits, mis_instructed, capped, *others = (sums / seen).tolist()
         if not math.isfinite(loss):
             raise NonFinite(f"loss is not finite at epoch {epoch}")
         metrics = {**dict(zip(extra, others, strict=True)), "train_loss": loss, "train_top1": 100 * hits, "lr": lr}
-        if self._teacher is not None:
+        if self.teaching is not None:
             metrics |= {"mis_instruction_ratio": mis_instructed, "capped_ratio": capped}
         if self._dataset.bad_images == "skip" and isinstance(self._dataset.train_images, EncodedImages):
             metrics["skipped_images"] = float(asked - seen)
@@ -233,19 +264,20 @@ class Trainer:
             for key, value in self._model.state_dict().items()
         }
 
-    def _batches(self, epoch: int) -> Iterator[tuple[list[Tensor], Tensor | None, Tensor, int]]:
-        """Normalised pixels of each view, the teacher's logits, the labels, and how many images there should be."""
+    def _batches(self, epoch: int) -> Iterator[tuple[Shown, Tensor | None, int]]:
+        """Each batch, the teacher's logits on it, and how many images there should be."""
         n = len(self._train)
         order = self._train[torch.randperm(n, generator=generator(self.run.seed, "order", epoch))]
         sizes = batch_sizes(n, self.run.protocol.batch_size, self.run.protocol.drop_last)
         batches = order[: sum(sizes)].split(sizes)
+        if self.teaching is not None:
+            self.teaching.begin(self.run.seed, epoch, self._train)
         for shown, size in zip(self._pipeline.training(self.run.seed, epoch, batches, self._kinds), sizes, strict=True):
             teacher_logits = None
-            if self._teacher is not None and len(shown.indices):
-                with self._autocast():
-                    answers = [self._teacher.logits(pixels, shown.indices) for pixels in shown.views]
-                teacher_logits = _stacked(answers)
-            yield [self._normalised(pixels) for pixels in shown.views], teacher_logits, shown.labels, size
+            if self.teaching is not None and len(shown.indices):
+                asked = zip(self._kinds, shown.views, strict=True)
+                teacher_logits = _stacked([self.teaching.answers(kind, p, shown.indices) for kind, p in asked])
+            yield shown, teacher_logits, size
 
     def _normalised(self, pixels: Tensor) -> Tensor:
         return normalise(pixels, self._dataset.mean, self._dataset.std)
@@ -255,7 +287,7 @@ class Trainer:
             return self._model(self._normalised(images)).float()
 
     def _autocast(self) -> torch.autocast:
-        return torch.autocast(self._device.type, torch.bfloat16, enabled=self.run.protocol.precision == "bf16")
+        return autocast(self.run.protocol.precision, self._device)
 
     def _parameters(self, method: objectives.Method) -> dict[str, float | str | bool]:
         """The method's own parameters: the point's, else the method's default, else the protocol's."""
@@ -268,7 +300,7 @@ class Trainer:
     def _identity(self) -> str:
         """What a checkpoint must have in common with the run that goes on from it, as JSON."""
         run = asdict(self.run) | {"protocol": self.run.protocol.identity()}
-        teacher = self._teacher.record.hash if self._teacher else None
+        teacher = self.teaching.teacher.record.hash if self.teaching else None
         seen = splits.digest(self._train)
         return json.dumps(run | {"data": self._dataset.hash, "train_indices": seen, "teacher": teacher})
 
@@ -300,19 +332,6 @@ def batch_sizes(n: int, batch_size: int, drop_last: bool = False) -> list[int]:
 def _stacked(logits: list[Tensor]) -> Tensor:
     """(B, C) of one view as they are, those of V views as (V, B, C)."""
     return logits[0] if len(logits) == 1 else torch.stack(logits)
-
-
-@contextmanager
-def _float32_products(tf32: bool) -> Iterator[None]:
-    """Inside, products of float32 numbers on a GPU are in TF32 or in full; afterwards as they were before."""
-    # The older of torch's two switches: it sets both, and torch refuses to work where the two disagree.
-    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
-    before = matmul.allow_tf32, cudnn.allow_tf32
-    try:
-        matmul.allow_tf32 = cudnn.allow_tf32 = tf32
-        yield
-    finally:
-        matmul.allow_tf32, cudnn.allow_tf32 = before
 
 
 def summary(history: list[dict[str, float]]) -> dict[str, float]:

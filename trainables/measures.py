@@ -8,8 +8,7 @@ import torch
 from torch import Tensor
 
 from trainables.calibration import mis_instructed
-from trainables.pipeline import EVALUATION_BATCH, Pipeline
-from trainables.teachers import Teacher
+from trainables.teaching import Teaching
 
 
 @torch.inference_mode()
@@ -40,27 +39,25 @@ def evaluate(
 
 
 @torch.inference_mode()
-def mis_instruction_ratio(teacher: Teacher, pipeline: Pipeline, indices: Tensor, n_views: int, seed: int) -> float:
+def mis_instruction_ratio(teaching: Teaching, indices: Tensor, n_views: int, seed: int) -> float:
     """Share (0 to 1) of views on which the teacher mis-instructs, over the views that a run with this seed sees.
 
     Args:
-        teacher: asked.
-        pipeline: shows the training images.
-        indices: (n,) int64, which of them.
+        teaching: of the teacher in question, on the views in question.
+        indices: (n,) int64, which training images.
         n_views: of each image: those of the epochs 1 to `n_views`.
         seed: of the views.
 
     Raises:
         ValueError: there is no image.
     """
-    wrong, n = [], 0
+    wrong = n = 0
+    ordered = indices.sort().values
+    labels = teaching.pipeline.dataset.train_labels[ordered]
     for epoch in range(1, n_views + 1):
-        for shown in pipeline.training(seed, epoch, indices.split(EVALUATION_BATCH)):
-            if not len(shown.indices):
-                continue
-            logits = teacher.logits(shown.views[0], shown.indices)
-            wrong.append(mis_instructed(logits, shown.labels.to(logits.device)).sum())
-            n += len(shown.indices)
+        logits, there = teaching.epoch(seed, epoch, ordered)
+        wrong += int(mis_instructed(logits.cpu(), labels)[there].sum())
+        n += int(there.sum())
     if not n:
         raise ValueError("there is no image to ask the teacher about")
-    return int(torch.stack(wrong).sum()) / n
+    return wrong / n

@@ -69,10 +69,16 @@ class Pipeline:
         self.device = torch.device(device)
         self.shape: Shape = _shape(dataset, protocol)
         """(C, H, W) of what a network sees."""
+        self.precision = protocol.precision
         self._maker = _Maker(dataset, protocol, self.shape)
         self._workers = workers
         self._requests: list[_Request] = []
         self._busy = False
+
+    @property
+    def views(self) -> CropFlip | RandomResizedCrop:
+        """The training images' weak views."""
+        return self._maker.views
 
     def training(
         self, seed: int, epoch: int, batches: Sequence[Tensor], kinds: Sequence[str] = ("weak",)

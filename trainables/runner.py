@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from trainables import data, engine, protocol, splits, teachers
+from trainables import data, engine, logits, protocol, splits, teachers
 
 # Checkpoints may take this share of a run's time: the cheaper they are to write, the less a kill can cost.
 CHECKPOINT_SHARE = 0.02
@@ -39,7 +39,12 @@ def _loaded(source: str) -> data.ImageDataset:
 
 @lru_cache(maxsize=2)
 def _teacher(home: str, reference: str) -> teachers.Teacher:
-    return teachers.load(Path(home), reference)
+    return teachers.load(Path(home), reference, lazy=True)
+
+
+@lru_cache(maxsize=4)
+def _logits(root: str, key: logits.Key) -> logits.LogitStore | None:
+    return logits.open_store(Path(root), key)
 
 
 class Runner:
@@ -47,9 +52,9 @@ class Runner:
 
     Args:
         request: as `study.plan.Plan.request` makes it: the run's id and attempt, model, method and parameters,
-            protocol, seed, data and split, teacher, where checkpoints go and which to resume from, the epochs after
-            which to report at once (`rungs`), device, threads and worker processes. `teaches` is None for a student;
-            for a teacher it has the regime, and the fold that it never sees.
+            protocol, seed, data and split, teacher and the store of its logits, where checkpoints go and which to
+            resume from, the epochs after which to report at once (`rungs`), device, threads and worker processes.
+            `teaches` is None for a student; for a teacher it has the regime, and the fold that it never sees.
 
     Raises:
         DataError, CheckpointError: the node cannot read the data, the teacher or the checkpoint.
@@ -71,6 +76,7 @@ class Runner:
             validation = train[:0]
         fields = dict(request["protocol"])
         limit = request["test_limit"]
+        taught, stored = request["teacher"], request["logits"]
         self._trainer = engine.Trainer(
             engine.RunSpec(
                 student=request["model"],
@@ -83,11 +89,12 @@ class Runner:
             dataset,
             train,
             validation,
-            _teacher(request["teacher"]["home"], request["teacher"]["hash"]) if request["teacher"] else None,
+            _teacher(taught["home"], taught["hash"]) if taught else None,
             evaluate_test=request["evaluate_test"],
             device=request["device"],
             test_indices=None if limit is None else splits.stratified(dataset.test_labels, limit, split["split_seed"]),
             workers=request["workers"],
+            store=_logits(stored["root"], logits.Key(**stored["key"])) if stored else None,
         )
         if request["resume_from"] is not None:
             self._trainer.load(Path(request["checkpoints"]) / request["resume_from"])

@@ -11,8 +11,9 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -91,42 +92,85 @@ class Teacher:
 
     def __init__(self, record: TeacherRecord, modules: Sequence[nn.Module], folds: Tensor | None = None) -> None:
         self.record = record
-        self.modules = [module.eval().requires_grad_(False).to(memory_format=torch.channels_last) for module in modules]
-        self.folds = folds
         self.device = torch.device("cpu")
+        self._read: Callable[[], tuple[Sequence[nn.Module], Tensor | None]] = lambda: (modules, folds)
+
+    @classmethod
+    def lazy(cls, record: TeacherRecord, read: Callable[[], "Teacher"]) -> "Teacher":
+        """One whose networks are read when they are asked for the first time."""
+        teacher = cls(record, ())
+
+        def parts() -> tuple[Sequence[nn.Module], Tensor | None]:
+            found = read()
+            return found.modules, found.folds
+
+        teacher._read = parts
+        return teacher
+
+    @property
+    def modules(self) -> list[nn.Module]:
+        """The networks."""
+        return self._networks[0]
+
+    @property
+    def folds(self) -> Tensor | None:
+        """(N,) int64, the fold of each training image; None for a single network."""
+        return self._networks[1]
+
+    @cached_property
+    def _networks(self) -> tuple[list[nn.Module], Tensor | None]:
+        modules, folds = self._read()
+        frozen = (module.eval().requires_grad_(False) for module in modules)
+        # Channels last, as students have it.
+        there = [module.to(self.device).to(memory_format=torch.channels_last) for module in frozen]
+        return there, None if folds is None else folds.to(self.device)
 
     def to(self, device: torch.device | str) -> "Teacher":
         """Move it there; returns itself."""
-        self.device = torch.device(device)
-        for module in self.modules:
-            module.to(self.device)
-        if self.folds is not None:
-            self.folds = self.folds.to(self.device)
+        if torch.device(device) != self.device:
+            self.device = torch.device(device)
+            if "_networks" in self.__dict__:
+                modules, folds = self._networks
+                self._networks = (
+                    [module.to(self.device) for module in modules],
+                    None if folds is None else folds.to(self.device),
+                )
         return self
 
     @torch.no_grad()
-    def logits(self, images: Tensor, indices: Tensor | None = None) -> Tensor:
+    def logits(self, images: Tensor, indices: Tensor | None = None, batch: int | None = None) -> Tensor:
         """(n, C, H, W) uint8 pixels to (n, classes) float32 logits, on the teacher's device.
-
-        The images are one batch. The last bits of a network's logits vary with the size of the batch.
 
         Args:
             images: uint8 pixels.
             indices: (n,) int64, which training images they are views of. None for images of the test set, which a
                 cross-fitted set answers by the mean of its networks' logits.
+            batch: the size of the batches in which a network sees them, the last one filled up with blank images. The
+                last bits of an answer vary with that size. None: they are one batch.
         """
-        pixels = normalise(images.to(self.device), self.record.mean, self.record.std)
+        images = images.to(self.device)
         if self.folds is None:
-            return self.modules[0](pixels).float()
+            return self._answers(self.modules[0], images, batch)
         if indices is None:
-            return torch.stack([module(pixels).float() for module in self.modules]).mean(0)
+            return torch.stack([self._answers(module, images, batch) for module in self.modules]).mean(0)
         asked = self.folds[indices.to(self.device)]
-        logits = pixels.new_empty((len(pixels), self.record.num_classes), dtype=torch.float32)
+        logits = torch.empty((len(images), self.record.num_classes), device=self.device)
         for fold, module in enumerate(self.modules):
             mine = torch.nonzero(asked == fold).flatten()
             if len(mine):
-                logits[mine] = module(pixels[mine]).float()
+                logits[mine] = self._answers(module, images[mine], batch)
         return logits
+
+    def _answers(self, module: nn.Module, images: Tensor, batch: int | None) -> Tensor:
+        n = len(images)
+        if batch is None:
+            return module(self._normalised(images)).float()
+        if n % batch:
+            images = torch.cat([images, images.new_zeros((-n % batch, *images.shape[1:]))])
+        return torch.cat([module(self._normalised(some)).float() for some in images.split(batch)])[:n]
+
+    def _normalised(self, images: Tensor) -> Tensor:
+        return normalise(images, self.record.mean, self.record.std)
 
 
 # Checkpoints
@@ -258,13 +302,20 @@ def list_records(home: Path | str) -> list[TeacherRecord]:
     return sorted(records, key=lambda record: (record.name, record.hash))
 
 
-def load(home: Path | str, reference: str) -> Teacher:
+def load(home: Path | str, reference: str, lazy: bool = False) -> Teacher:
     """The teacher of this name, or whose hash begins so (four characters at least), ready to answer.
+
+    Args:
+        home: the home.
+        reference: its name, or the beginning of its hash.
+        lazy: its weights are read, and found to be damaged, when it is asked for the first time.
 
     Raises:
         CheckpointError: there is none (the nearest names are given) or more than one, or its files are damaged.
     """
     record = find(home, reference)
+    if lazy:
+        return Teacher.lazy(record, lambda: load(home, record.hash))
     file = _folder(home, record) / "weights.pt"
     return _assembled(record, read_checkpoint(file), str(file))
 

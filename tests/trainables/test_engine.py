@@ -21,6 +21,7 @@ from trainables.pipeline import Pipeline
 from trainables.protocol import resolve
 from trainables.streams import generator
 from trainables.teachers import Teacher, TeacherRecord
+from trainables.teaching import Teaching
 from trainables.views import CropFlip
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -199,7 +200,7 @@ def test_the_batches_of_a_tiny_run_are_the_recorded_ones():
     sha = hashlib.sha256()
     running = trainer("ce")
     for epoch in (1, 2):
-        for (pixels,), _, target, _ in running._batches(epoch):
+        for (pixels,), _, target, _ in batches_of(running, epoch):
             levels = ((pixels * DIGITS.std[0] + DIGITS.mean[0]) * 255).round().to(torch.uint8)
             sha.update(levels.numpy().tobytes())
             sha.update(target.numpy().astype("<i8").tobytes())
@@ -224,9 +225,15 @@ def test_a_run_leaves_torchs_own_generator_where_it_was():
     assert torch.equal(torch.get_rng_state(), before)
 
 
+def batches_of(running, epoch):
+    """Each batch of an epoch as the networks see it: normalised views, the teacher's logits, labels, and its size."""
+    for shown, logits, size in running._batches(epoch):
+        yield [running._normalised(pixels) for pixels in shown.views], logits, shown.labels, size
+
+
 def seen(running):
     """Every batch of two epochs, as the student and the teacher see it."""
-    return [(x.clone(), y.clone()) for epoch in (1, 2) for (x, *_), _, y, _ in running._batches(epoch)]
+    return [(x.clone(), y.clone()) for epoch in (1, 2) for (x, *_), _, y, _ in batches_of(running, epoch)]
 
 
 @pytest.mark.parametrize("method", objectives.names())
@@ -252,7 +259,7 @@ def test_the_view_of_an_image_does_not_depend_on_which_others_are_trained_on():
         running.views_of = {}
         for epoch in (1, 2):
             order = running._train[torch.randperm(len(running._train), generator=generator(0, "order", epoch))].tolist()
-            shown = torch.cat([x for (x,), _, _, _ in running._batches(epoch)])
+            shown = torch.cat([x for (x,), _, _, _ in batches_of(running, epoch)])
             running.views_of |= {(epoch, image): view for image, view in zip(order, shown, strict=True)}
     assert all(torch.equal(view, many.views_of[key]) for key, view in few.views_of.items())
 
@@ -277,7 +284,7 @@ def test_the_view_of_an_image_does_not_depend_on_which_others_are_trained_on():
 )
 def test_a_last_short_batch_is_kept_and_a_lone_last_image_joins_the_batch_before(n, size, expected):
     running = trainer(train=SPLIT.train[:n], batch_size=size)
-    batches = list(running._batches(1))
+    batches = list(batches_of(running, 1))
     assert [len(y) for _, _, y, _ in batches] == expected
     assert all(len(x) == len(z) == len(y) == size for (x,), z, y, size in batches)
     labels = torch.cat([y for _, _, y, _ in batches])
@@ -330,7 +337,7 @@ def test_dropout_draws_from_the_runs_own_stream(tmp_path):
 )
 def test_a_last_short_batch_is_left_out_where_it_is_to_be_dropped_and_is_not_the_only_one(n, size, expected):
     running = trainer(train=SPLIT.train[:n], batch_size=size, drop_last=True)
-    assert [len(y) for _, _, y, _ in running._batches(1)] == expected == batch_sizes(n, size, drop_last=True)
+    assert [len(y) for _, _, y, _ in batches_of(running, 1)] == expected == batch_sizes(n, size, drop_last=True)
 
 
 def test_cifars_50000_images_in_batches_of_64_are_782_steps_and_781_without_the_short_one():
@@ -341,7 +348,7 @@ def test_cifars_50000_images_in_batches_of_64_are_782_steps_and_781_without_the_
 
 def test_which_images_a_dropped_batch_leaves_out_changes_with_the_epoch_and_the_means_are_over_the_others():
     running = trainer("ce", train=SPLIT.train[:75], drop_last=True)
-    first, second = (torch.cat([y for _, _, y, _ in running._batches(epoch)]) for epoch in (1, 2))
+    first, second = (torch.cat([y for _, _, y, _ in batches_of(running, epoch)]) for epoch in (1, 2))
     assert len(first) == len(second) == 64
     assert not torch.equal(first.sort().values, second.sort().values)
     assert running.train_epoch()["train_top1"] % (100 / 64) == pytest.approx(0, abs=1e-4)
@@ -382,7 +389,7 @@ def test_with_several_views_the_student_sees_each_as_a_batch_and_the_logits_are_
     running = trainer("asked", train=SPLIT.train[:64], test=False)
     sizes = []
     running._model.register_forward_hook(lambda module, inputs, output: sizes.append(len(inputs[0])))
-    batches = list(running._batches(1))
+    batches = list(batches_of(running, 1))
     running.train_epoch()
     # Two batches of two views; then the validation part.
     assert sizes[:4] == [32] * 4
@@ -538,7 +545,7 @@ def test_wrong_labels_are_what_the_student_learns_from():
     noisy = data.restrict(DIGITS, label_noise=0.5)
     clean, spoiled = trainer("ce", epochs=1).train_epoch(), trainer("ce", epochs=1, dataset=noisy).train_epoch()
     assert clean["train_loss"] != spoiled["train_loss"]
-    targets = torch.cat([y for _, _, y, _ in trainer("ce", dataset=noisy)._batches(1)])
+    targets = torch.cat([y for _, _, y, _ in batches_of(trainer("ce", dataset=noisy), 1)])
     assert torch.equal(targets.bincount(minlength=10), noisy.train_labels[SPLIT.train].bincount(minlength=10))
 
 
@@ -550,7 +557,7 @@ def test_a_cross_fitted_teacher_answers_each_image_by_the_network_that_never_saw
     networks = [make_teacher(seed).modules[0] for seed in (1, 2)]
     asked = Teacher(dataclasses.replace(make_teacher().record, fold_top1=(0.0, 0.0)), networks, folds)
     running = trainer("kd", teacher=asked, test=False)
-    (pixels, *_), logits, _, _ = next(running._batches(1))
+    (pixels, *_), logits, _, _ = next(batches_of(running, 1))
     batch = first_batch(running)
     shown = next(Pipeline(DIGITS, running.run.protocol).training(0, 1, [batch])).views[0]
     for fold, seed in ((0, 1), (1, 2)):
@@ -812,7 +819,7 @@ def test_a_teacher_of_60_digits_is_wrong_on_a_fifth_of_the_others_and_its_studen
     finish(own)
     module = teachers.load_into("cnn32", 10, own.student_state(), "t")
     asked = Teacher(dataclasses.replace(make_teacher().record, mean=DIGITS.mean, std=DIGITS.std), [module])
-    assert 0.1 < measures.mis_instruction_ratio(asked, Pipeline(DIGITS, protocol), split.train, 5, 0) < 0.3
+    assert 0.1 < measures.mis_instruction_ratio(Teaching(asked, Pipeline(DIGITS, protocol)), split.train, 5, 0) < 0.3
     for method, floor in (("ce", 85), ("kd", 75), ("loca", 75)):
         run = RunSpec("cnn3", method, {}, protocol, 0)
         history = finish(Trainer(run, DIGITS, split.train, NO_INDICES, asked, True))

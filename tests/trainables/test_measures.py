@@ -10,6 +10,7 @@ from trainables import data, measures
 from trainables.pipeline import Pipeline
 from trainables.protocol import resolve
 from trainables.teachers import Teacher, TeacherRecord
+from trainables.teaching import Teaching
 from trainables.views import CropFlip
 
 DIGITS = data.load("digits")
@@ -66,7 +67,7 @@ def test_the_ratio_counts_every_view_of_the_first_epochs_once():
             shown = views.apply(DIGITS.train_images.pixels[one], views.view_ids(5, epoch, one))
             z, label = asked.logits(shown)[0], DIGITS.train_labels[i]
             wrong += bool(torch.cat([z[:label], z[label + 1 :]]).max() >= z[label])
-    ratio = measures.mis_instruction_ratio(asked, pipeline, indices, 3, 5)
+    ratio = measures.mis_instruction_ratio(Teaching(asked, pipeline), indices, 3, 5)
     assert ratio == pytest.approx(wrong / (3 * len(indices)))
     assert 0 < ratio < 1
 
@@ -90,12 +91,12 @@ def test_a_cross_fitted_teacher_is_asked_about_each_image_by_its_number():
     folds = torch.arange(1000) % 2
     teacher = Teacher(record(fold_top1=(0.0, 0.0), mean=(0.0,), std=(1.0,)), [Knows(True), Knows(False)], folds)
     pipeline = Pipeline(dataset, resolve("digits-quick", pad=0))
-    assert measures.mis_instruction_ratio(teacher, pipeline, torch.arange(0, 1000, 2), 1, 0) == 0.0
-    assert measures.mis_instruction_ratio(teacher, pipeline, torch.arange(1, 1000, 2), 1, 0) == 1.0
-    assert measures.mis_instruction_ratio(teacher, pipeline, torch.arange(1000), 1, 0) == 0.5
+    assert measures.mis_instruction_ratio(Teaching(teacher, pipeline), torch.arange(0, 1000, 2), 1, 0) == 0.0
+    assert measures.mis_instruction_ratio(Teaching(teacher, pipeline), torch.arange(1, 1000, 2), 1, 0) == 1.0
+    assert measures.mis_instruction_ratio(Teaching(teacher, pipeline), torch.arange(1000), 1, 0) == 0.5
 
 
 def test_the_ratio_of_no_image_is_one_line():
     asked, pipeline = Teacher(record(), [network(0)]), Pipeline(DIGITS, resolve("digits-quick"))
     with pytest.raises(ValueError, match="no image to ask the teacher about"):
-        measures.mis_instruction_ratio(asked, pipeline, torch.arange(0), 1, 0)
+        measures.mis_instruction_ratio(Teaching(asked, pipeline), torch.arange(0), 1, 0)

@@ -47,6 +47,7 @@ def request(folder: Path, **changes: Any) -> dict[str, Any]:
         "test_limit": 50,
         "evaluate_test": True,
         "teacher": None,
+        "logits": None,
         "checkpoints": str(folder / "r1"),
         "resume_from": None,
         "rungs": [],

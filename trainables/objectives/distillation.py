@@ -2,19 +2,19 @@
 
 from collections.abc import Callable
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from trainables import calibration
-from trainables.calibration import Calibrated
 from trainables.objectives.answer import answer
-from trainables.objectives.calibrations import unchanged
+from trainables.objectives.calibrations import Teacher, unchanged
 from trainables.objectives.standardisation import standardise
 from trainables.objectives.terms import Terms
 
-Calibration = Callable[..., Calibrated]
+Calibration = Callable[..., Teacher]
 Temperature = Callable[[int], float | Tensor]
-Term = Callable[[Tensor, Tensor, Tensor, Tensor], Terms]
+Term = Callable[[Tensor, Teacher, Tensor, float | Tensor], Terms]
 
 
 class Distillation(nn.Module):
@@ -60,32 +60,32 @@ class Distillation(nn.Module):
         """The package's docstring has the arguments and the keys."""
         z_s, teacher_logits = student_logits.float(), teacher_logits.detach()
         compared, wrong = z_s, None
-        if self.standardised:
+        if self.standardised or teacher_logits.dtype == torch.float64:
             # Decided on the logits as they came: rounding could make a tie of the smallest lead.
             wrong = calibration.mis_instructed(teacher_logits, target)
+        if self.standardised:
             compared, teacher_logits = standardise(z_s), standardise(teacher_logits)
         tau = self.temperature(epoch)
-        teacher = self.calibrate(teacher_logits, target, tau, wrong)
-        of_views, parts = self.term(compared / tau, teacher.logits / tau, target, teacher.mis_instructed)
+        terms = self.term(compared, self.calibrate(teacher_logits, target, tau, wrong), target, tau)
 
         scale = tau**2 if self.tau_squared else 1.0
         if self.drop_wrong_views:
-            kept = ~teacher.mis_instructed
+            kept = ~terms.wrong
             ce = _mean_over(F.cross_entropy(z_s, target, reduction="none"), kept)
-            kd = scale * _mean_over(of_views, kept)
+            kd = scale * _mean_over(terms.of_views, kept)
         else:
             ce = F.cross_entropy(z_s, target)
-            kd = scale * of_views.mean()
+            kd = scale * terms.of_views.mean()
         warm = 1.0 if self.warmup is None else min(epoch / self.warmup, 1.0)
-        named = {name: part.mean() for name, part in parts.items()}
+        named = {name: part.detach().mean() for name, part in terms.parts.items()}
         if isinstance(tau, Tensor):
             named["temperature"] = tau
         return answer(
-            self.gamma * ce + self.beta * warm * kd,
+            torch.add(self.gamma * ce, kd, alpha=self.beta * warm),
             ce,
             kd,
-            teacher.mis_instructed.float().mean(),
-            teacher.capped.float().mean(),
+            terms.wrong.float().mean(),
+            ce.new_zeros(()) if terms.capped is None else terms.capped.float().mean(),
             **named,
         )
 

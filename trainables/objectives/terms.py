@@ -1,37 +1,54 @@
-"""Distillation terms as parts of a method: called as `term(student, teacher, target, wrong)`.
+"""Distillation terms as parts of a method: called as `term(student, teacher, target, tau)`.
 
-`student` and `teacher` are logits that have been divided by tau, (B, C) float32, the teacher's calibrated; `target` is
-(B,) int64, and `wrong` (B,) bool tells the mis-instructed views. A term gives its value on each view, (B,), and the
-parts of it that have a name, (B,) each. Neither has a factor tau^2, which is the temperature's business.
+`student` are logits, (B, C) float32, `teacher` is what a calibration gives, `target` is (B,) int64, and tau divides both
+networks' logits. A term gives its value on each view and the parts of it that have a name, (B,) each, and tells the
+mis-instructed and the capped views. No value has a factor tau^2, which is the temperature's business.
 
-p_t and p_s are the softmaxes of teacher and student, y the label.
+p_t and p_s are the softmaxes of teacher and student at tau, y the label.
 """
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-Terms = tuple[Tensor, dict[str, Tensor]]
+from trainables import calibration
+from trainables.objectives import divergences
+from trainables.objectives.calibrations import Teacher
 
 
-def kl(student: Tensor, teacher: Tensor, target: Tensor, wrong: Tensor) -> Terms:
+class Terms(NamedTuple):
+    """What a term answers, (B,) each: its values, its named parts, and which views are mis-instructed and capped."""
+
+    of_views: Tensor
+    parts: dict[str, Tensor]
+    wrong: Tensor
+    capped: Tensor | None  # None: none
+
+
+def kl(student: Tensor, teacher: Teacher, target: Tensor, tau: float | Tensor) -> Terms:
     """KL(p_t ‖ p_s) (Hinton et al., arXiv 1503.02531)."""
-    return kl_divergence(student.log_softmax(-1), teacher.log_softmax(-1)), {}
+    if isinstance(tau, Tensor):
+        # A learnt tau has a gradient too, by both networks' softmaxes: autograd's business.
+        divergence = kl_divergence((student / tau).log_softmax(-1), (teacher.logits / tau).log_softmax(-1))
+        return Terms(divergence, {}, _wrong(teacher, target), teacher.capped)
+    whole = divergences.whole(student, teacher, target, tau)
+    return Terms(whole.kl, {}, whole.wrong, whole.capped)
 
 
-def kl_where_right(student: Tensor, teacher: Tensor, target: Tensor, wrong: Tensor) -> Terms:
+def kl_where_right(student: Tensor, teacher: Teacher, target: Tensor, tau: float | Tensor) -> Terms:
     """KL(p_t ‖ p_s), and 0 on mis-instructed views (KD* of arXiv 2409.04778)."""
-    divergence, parts = kl(student, teacher, target, wrong)
-    return divergence.masked_fill(wrong, 0.0), parts
+    terms = kl(student, teacher, target, tau)
+    return terms._replace(of_views=terms.of_views.masked_fill(terms.wrong, 0.0))
 
 
-def kl_or_one_hot(student: Tensor, teacher: Tensor, target: Tensor, wrong: Tensor) -> Terms:
+def kl_or_one_hot(student: Tensor, teacher: Teacher, target: Tensor, tau: float | Tensor) -> Terms:
     """KL(p_t ‖ p_s), and KL(one-hot ‖ p_s) on mis-instructed views: -log p_s,y, as a one-hot has no entropy."""
-    log_p_s = student.log_softmax(-1)
-    divergence = kl_divergence(log_p_s, teacher.log_softmax(-1))
-    return torch.where(wrong, -_at(log_p_s, target), divergence), {}
+    terms = kl(student, teacher, target, tau)
+    one_hot = F.cross_entropy(student / tau, target, reduction="none")
+    return terms._replace(of_views=torch.where(terms.wrong, one_hot, terms.of_views))
 
 
 @dataclass(frozen=True)
@@ -48,32 +65,31 @@ class Decoupled:
     alpha: float
     beta: float
 
-    def __call__(self, student: Tensor, teacher: Tensor, target: Tensor, wrong: Tensor) -> Terms:
+    def __call__(self, student: Tensor, teacher: Teacher, target: Tensor, tau: float) -> Terms:
         """The term, and its parts before their weights."""
-        odds_s, log_q_s = _decoupled(student, target)
-        odds_t, log_q_t = _decoupled(teacher, target)
-        log_b_s, log_b_t = (torch.stack([F.logsigmoid(odds), F.logsigmoid(-odds)], dim=-1) for odds in (odds_s, odds_t))
-        tckd, nckd = kl_divergence(log_b_s, log_b_t), kl_divergence(log_q_s, log_q_t)
-        return self.alpha * tckd + self.beta * nckd, {"tckd": tckd, "nckd": nckd}
+        tckd, nckd, wrong, capped = divergences.decoupled(student, teacher, target, tau)
+        return Terms(self.alpha * tckd + self.beta * nckd, {"tckd": tckd, "nckd": nckd}, wrong, capped)
 
 
 @dataclass(frozen=True)
 class Normalised:
     """NKD (Yang et al., arXiv 2303.13005): -p_t,y log p_s,y - gamma * lambda^2 * sum_{i != y} q_t,i log q_s,i.
 
-    p are softmaxes at the temperature of the arguments, q those over the non-targets alone at `lambda_` times it. Both
+    p are softmaxes at tau, q those over the non-targets alone at `lambda_` times it. Both
     parts are cross-entropies, so neither is zero at the teacher.
     """
 
     gamma: float
     lambda_: float
 
-    def __call__(self, student: Tensor, teacher: Tensor, target: Tensor, wrong: Tensor) -> Terms:
+    def __call__(self, student: Tensor, teacher: Teacher, target: Tensor, tau: float) -> Terms:
         """The term; it has no named parts."""
-        label = _at(teacher.log_softmax(-1), target).exp() * _at(student.log_softmax(-1), target)
-        (_, log_q_s), (_, log_q_t) = (_decoupled(u / self.lambda_, target) for u in (student, teacher))
+        student, logits = student / tau, teacher.logits / tau
+        label = _at(logits.log_softmax(-1), target).exp() * _at(student.log_softmax(-1), target)
+        log_q_s, log_q_t = (_of_others(u / self.lambda_, target) for u in (student, logits))
         others = (log_q_t.exp() * log_q_s).sum(-1)
-        return -label - self.gamma * self.lambda_**2 * others, {}
+        of_views = -label - self.gamma * self.lambda_**2 * others
+        return Terms(of_views, {}, _wrong(teacher, target), teacher.capped)
 
 
 def kl_divergence(log_p_s: Tensor, log_p_t: Tensor) -> Tensor:
@@ -85,19 +101,20 @@ def _at(values: Tensor, target: Tensor) -> Tensor:
     return values.gather(-1, target.unsqueeze(-1)).squeeze(-1)
 
 
-def _decoupled(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-    """A softmax in two: whether it is the label, and which of the others it is if not.
+def _wrong(teacher: Teacher, target: Tensor) -> Tensor:
+    return calibration.mis_instructed(teacher.logits, target) if teacher.wrong is None else teacher.wrong
+
+
+def _of_others(logits: Tensor, target: Tensor) -> Tensor:
+    """log q, the log-softmax over the non-targets alone.
 
     Args:
         logits: (B, C).
         target: (B,).
 
     Returns:
-        log(p_y / (1 - p_y)), (B,), and log q, (B, C), which has 0 in the label's place, so that sums of differences and
-        of products with log-probabilities are those over the non-targets.
+        (B, C), which has 0 in the label's place, so that sums of products with log-probabilities are those over the
+        non-targets.
     """
     y = target.unsqueeze(-1)
-    # From the largest non-target, so that large logits cost no digits; a shift of all logits changes neither result.
-    z = logits - logits.detach().scatter(-1, y, -torch.inf).amax(-1, keepdim=True)
-    of_others = z.scatter(-1, y, -torch.inf).logsumexp(-1, keepdim=True)
-    return (z.gather(-1, y) - of_others).squeeze(-1), (z - of_others).scatter(-1, y, 0.0)
+    return logits.scatter(-1, y, -torch.inf).log_softmax(-1).scatter(-1, y, 0.0)
