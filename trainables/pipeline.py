@@ -33,8 +33,9 @@ KINDS = ("weak", "strong")
 
 EVALUATION_BATCH = 125  # small ones stay in a CPU's cache
 
-# Views are made of so many batches at once: less overhead a step, and still small.
-_BATCHES_AT_ONCE = 8
+# Views are made of so many images at once, or of one batch: less overhead a step. A core holds no more in its cache; on
+# a GPU it is the launches that count.
+_IMAGES_AT_ONCE = {"cpu": 512, "cuda": 32_768}
 
 
 class Shown(NamedTuple):
@@ -111,10 +112,12 @@ class Pipeline:
         images, labels = resident.images["train"], resident.labels["train"]
         order = torch.cat(list(batches)).to(self.device) if len(batches) else torch.zeros(0, dtype=torch.int64)
         begin = 0
-        for i in range(0, len(batches), _BATCHES_AT_ONCE):
-            sizes = [len(batch) for batch in batches[i : i + _BATCHES_AT_ONCE]]
+        largest = max(map(len, batches), default=1)
+        at_once = max(1, _IMAGES_AT_ONCE.get(self.device.type, 512) // max(1, largest))
+        for i in range(0, len(batches), at_once):
+            sizes = [len(batch) for batch in batches[i : i + at_once]]
             indices = order[begin : begin + sum(sizes)]
-            pixels = views.apply(images[indices], views.view_ids(seed, epoch, indices))
+            pixels = views.apply(images.index_select(0, indices), views.view_ids(seed, epoch, indices))
             parts = (pixels.split(sizes), labels[indices].split(sizes), indices.split(sizes))
             for some, target, mine in zip(*parts, strict=True):
                 yield Shown((some,) * len(kinds), target, mine)
@@ -145,7 +148,7 @@ class Pipeline:
             indices = indices[~resident.bad[part][indices]]
         images, target = resident.images[part], resident.labels[part]
         for some in indices.to(self.device).split(batch):
-            yield images[some], target[some], some
+            yield images.index_select(0, some), target[some], some
 
     @cached_property
     def _resident(self) -> _Resident | None:

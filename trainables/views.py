@@ -82,12 +82,20 @@ class CropFlip:
             return images
         n, channels, height, width = images.shape
         top, left, flipped = self.offsets(ids)
-        rows = top[:, None] + torch.arange(height, device=images.device)
-        columns = torch.arange(width, device=images.device).expand(n, width)
-        columns = left[:, None] + torch.where(flipped[:, None], width - 1 - columns, columns)
-        places = (rows * (width + 2 * self.pad))[:, :, None] + columns[:, None, :]
-        padded = F.pad(images, (self.pad, self.pad, self.pad, self.pad)).flatten(2)
-        return padded.gather(2, places.view(n, 1, -1).expand(-1, channels, -1)).view(images.shape)
+        if self.flip:
+            # images ^ ((mirrored ^ images) & 0xFF or 0): vectors of bytes, which a `where` on a CPU is not.
+            chosen = (-flipped.to(torch.uint8)).view(n, 1, 1, 1)
+            images = images.flip(-1).bitwise_xor_(images).bitwise_and_(chosen).bitwise_xor_(images)
+            # The mirror image of a crop is the crop of the mirror image from the other side.
+            left = torch.where(flipped, 2 * self.pad - left, left)
+        # A crop is `height` rows of `width` bytes in each channel's plane: whole rows are copied, not single pixels.
+        padded = F.pad(images, (self.pad, self.pad, self.pad, self.pad))
+        row, plane = width + 2 * self.pad, (height + 2 * self.pad) * (width + 2 * self.pad)
+        corners = top * row + left + torch.arange(0, padded.numel(), channels * plane, device=images.device)
+        planes = torch.arange(0, channels * plane, plane, device=images.device)
+        rows = torch.arange(0, height * row, row, device=images.device)
+        starts = corners[:, None] + (planes[:, None] + rows).view(-1)
+        return padded.flatten().unfold(0, width, 1).index_select(0, starts.view(-1)).view(images.shape)
 
 
 @dataclass(frozen=True)
@@ -280,16 +288,24 @@ def uniforms(seed: int, epoch: int, indices: Tensor, count: int, stream: str) ->
 
 def normalise(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
     """(n, C, H, W) uint8 pixels to float32: (pixel / 255 - mean) / std, by channel."""
-    shift, scale = _shift_and_scale(tuple(mean), tuple(std), images.device)
-    return torch.addcmul(shift, images.to(torch.float32), scale)
+    shift, scale = _shift_and_scale(tuple(mean), tuple(std), tuple(images.shape[-2:]), images.device)
+    pixels = images.to(torch.float32, copy=True)
+    return torch.addcmul(shift, pixels, scale, out=pixels)
 
 
 @lru_cache(maxsize=64)
-def _shift_and_scale(mean: tuple[float, ...], std: tuple[float, ...], device: torch.device) -> tuple[Tensor, Tensor]:
-    """Kept on the device: a copy at each batch would make it wait for Python."""
+def _shift_and_scale(
+    mean: tuple[float, ...], std: tuple[float, ...], size: tuple[int, ...], device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """(C, H, W) each.
+
+    Kept on the device: a copy at each batch would make it wait for Python. Of an image's size, not (C, 1, 1): a CPU's
+    vectors want both factors side by side.
+    """
     with torch.inference_mode(False):
-        scale = torch.tensor([1 / (255 * s) for s in std], device=device).view(-1, 1, 1)
-        shift = torch.tensor([-m / s for m, s in zip(mean, std, strict=True)], device=device).view(-1, 1, 1)
+        scale = torch.tensor([1 / (255 * s) for s in std], device=device)
+        shift = torch.tensor([-m / s for m, s in zip(mean, std, strict=True)], device=device)
+        shift, scale = (factor.view(-1, 1, 1).expand(-1, *size).contiguous() for factor in (shift, scale))
     return shift, scale
 
 

@@ -23,6 +23,7 @@ z_s and z_t are the logits of student and teacher, y the label. A method is put 
     standardisation   none, Z                                                   standardisation
     temperature       Fixed, Learnt (against the student)                       temperatures
     term              kl, kl_where_right, kl_or_one_hot, Decoupled, Normalised  terms
+    their arithmetic  KL whole and decoupled, with the student's gradient       divergences
     put together      Distillation; MultiLevel for several views and levels     distillation, multi_level
     without teacher   CrossEntropy (smoothed or not), VirtualTeacher            teacher_free
 

@@ -1,6 +1,7 @@
 """Distillation from a teacher's logits on one view of each image."""
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -14,7 +15,7 @@ from trainables.objectives.terms import Terms
 
 Calibration = Callable[..., Teacher]
 Temperature = Callable[[int], float | Tensor]
-Term = Callable[[Tensor, Teacher, Tensor, float | Tensor], Terms]
+Term = Callable[[Tensor, Teacher, Tensor, Any], Terms]
 
 
 class Distillation(nn.Module):
@@ -68,22 +69,25 @@ class Distillation(nn.Module):
         tau = self.temperature(epoch)
         terms = self.term(compared, self.calibrate(teacher_logits, target, tau, wrong), target, tau)
 
-        scale = tau**2 if self.tau_squared else 1.0
         if self.drop_wrong_views:
             kept = ~terms.wrong
             ce = _mean_over(F.cross_entropy(z_s, target, reduction="none"), kept)
-            kd = scale * _mean_over(terms.of_views, kept)
+            term = _mean_over(terms.of_views, kept)
         else:
             ce = F.cross_entropy(z_s, target)
-            kd = scale * terms.of_views.mean()
+            term = terms.of_views.mean()
         warm = 1.0 if self.warmup is None else min(epoch / self.warmup, 1.0)
+        # A fixed factor joins the weight, whose product the sum takes anyway; one that is learnt has a gradient.
+        scale = tau**2 if self.tau_squared else 1.0
+        if isinstance(scale, Tensor):
+            term, scale = scale * term, 1.0
         named = {name: part.detach().mean() for name, part in terms.parts.items()}
         if isinstance(tau, Tensor):
             named["temperature"] = tau
         return answer(
-            torch.add(self.gamma * ce, kd, alpha=self.beta * warm),
+            torch.add(self.gamma * ce, term, alpha=self.beta * warm * scale),
             ce,
-            kd,
+            scale * term.detach(),
             terms.wrong.float().mean(),
             ce.new_zeros(()) if terms.capped is None else terms.capped.float().mean(),
             **named,

@@ -49,7 +49,7 @@ def whole(student: Tensor, teacher: Teacher, target: Tensor, tau: float) -> Whol
         student: (B, C) float32.
         teacher: as the calibrations give it.
         target: (B,) int64.
-        tau: temperature of both softmaxes.
+        tau: temperature of both softmaxes, a fixed one: it gets no gradient.
 
     Returns:
         `Whole`; its `kl` has a gradient for the student.
@@ -60,11 +60,11 @@ def whole(student: Tensor, teacher: Teacher, target: Tensor, tau: float) -> Whol
         v = torch.stack([student, teacher.logits])
         label = v.gather(-1, of_both)
         top = v.scatter_(-1, of_both, -math.inf).amax(-1, keepdim=True)
-        wrong = top[1] >= label[1] if teacher.wrong is None else teacher.wrong.unsqueeze(-1)
+        wrong = (top >= label)[1] if teacher.wrong is None else teacher.wrong.unsqueeze(-1)
         # From the largest logit, the label's or another: a label that is far ahead would overflow.
         v.scatter_(-1, of_both, label).sub_(torch.maximum(top, label)).div_(tau)
         e = v.exp()
-        (v_s, v_t), (e_s, e_t) = v.unbind(), e.unbind()
+        (v_s, v_t), e_t = v.unbind(), e[1]
         capped = teacher.capped
         if teacher.alpha is not None:
             e_y = e_t.gather(-1, y)
@@ -104,7 +104,7 @@ def decoupled(student: Tensor, teacher: Teacher, target: Tensor, tau: float) -> 
         student: (B, C) float32.
         teacher: as the calibrations give it. What an alpha does to the label leaves NCKD as it is, bit for bit.
         target: (B,) int64.
-        tau: temperature of both softmaxes.
+        tau: temperature of both softmaxes, a fixed one: it gets no gradient.
 
     Returns:
         `Decoupled`; both divergences have a gradient for the student.
@@ -115,7 +115,7 @@ def decoupled(student: Tensor, teacher: Teacher, target: Tensor, tau: float) -> 
         v = torch.stack([student, teacher.logits])
         label = v.gather(-1, of_both)
         top = v.scatter_(-1, of_both, -math.inf).amax(-1, keepdim=True)
-        wrong = top[1] >= label[1] if teacher.wrong is None else teacher.wrong.unsqueeze(-1)
+        wrong = (top >= label)[1] if teacher.wrong is None else teacher.wrong.unsqueeze(-1)
         # From the largest non-target, so that the label may be as far ahead as it likes.
         e = v.sub_(top).div_(tau).exp()
         s = e.sum(-1, keepdim=True)

@@ -1,8 +1,8 @@
 """Distillation terms as parts of a method: called as `term(student, teacher, target, tau)`.
 
-`student` are logits, (B, C) float32, `teacher` is what a calibration gives, `target` is (B,) int64, and tau divides both
-networks' logits. A term gives its value on each view and the parts of it that have a name, (B,) each, and tells the
-mis-instructed and the capped views. No value has a factor tau^2, which is the temperature's business.
+`student` are logits, (B, C) float32, `teacher` is what a calibration gives, `target` is (B,) int64, and tau divides
+both networks' logits. A term gives its value on each view and the parts of it that have a name, (B,) each, and tells
+the mis-instructed and the capped views. No value has a factor tau^2, which is the temperature's business.
 
 p_t and p_s are the softmaxes of teacher and student at tau, y the label.
 """
