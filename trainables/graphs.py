@@ -64,6 +64,7 @@ class GraphedStep:
         with torch.cuda.stream(stream):
             output = self._step(*inputs)
         torch.cuda.current_stream().wait_stream(stream)
+        output.record_stream(torch.cuda.current_stream())  # it is used there, so its memory must not go back before
         return output
 
     def _record(self, inputs: tuple[Tensor | None, ...]) -> None:
