@@ -650,5 +650,7 @@ def search_history(tried: pd.DataFrame, pair: str, name: str, part: str) -> Draw
         f"The search for {pair}: {part} accuracy of each point that was tried, mean over its seeds. These values chose "
         "the points: the best of them reads high."
     )
-    alt = f"Search history of {pair}: {len(tried)} points; best {part} accuracy {valued['value'].max():.2f} %."
+    best_of_all = valued.loc[valued["state"] == "DONE", "value"].max()
+    found = f"best {part} accuracy {best_of_all:.2f} %" if not math.isnan(best_of_all) else "none finished"
+    alt = f"Search history of {pair}: {len(tried)} points; {found}."
     return _render(name, caption, alt, (7.6, 3.0), draw)

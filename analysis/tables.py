@@ -377,14 +377,18 @@ def search_table(tried: pd.DataFrame, name: str, part: str = "val") -> Table:
             lambda row: f"{row['seeds']} of {row['asked']}",
             {"seeds": itemgetter("seeds"), "asked": itemgetter("asked")},
         ),
-        _one("value", f"{PARTS[part]} top-1, %", lambda row: fixed(row["value"]), itemgetter("value")),
+        _one("value", f"{PARTS[part]} top-1, %", lambda row: fixed(_of_whole_runs(row)), _of_whole_runs),
         _text("state", "state"),
     ]
     notes = [
         f"Last-epoch {PARTS[part]} accuracy, mean over seeds; the screening seed is left out where others follow it. A "
-        "pruned point shows the accuracy at which it was stopped."
+        "pruned point has none: a part of a run is not comparable with a whole one."
     ]
     return Table(name, "Points tried by the search", columns, tried.to_dict("records"), notes)
+
+
+def _of_whole_runs(row: Mapping[str, Any]) -> float:
+    return math.nan if row["state"] == "PRUNED" else row["value"]
 
 
 def _searched_parameter(key: str) -> Column:

@@ -35,6 +35,8 @@ app = typer.Typer(
 )
 teacher_app = typer.Typer(help="Teachers: bring in a checkpoint, train one, list them.", no_args_is_help=True)
 app.add_typer(teacher_app, name="teacher")
+logits_app = typer.Typer(help="Stored logits of teachers: fill, list, drop them.", no_args_is_help=True)
+app.add_typer(logits_app, name="logits")
 
 err = Console(stderr=True, highlight=False, emoji=False)
 
@@ -508,6 +510,73 @@ def teacher_list() -> None:
         printing.print_teachers(records)
     else:
         out.print("No teacher yet; `kdstudy teacher import` brings one in, and a study trains what it needs.")
+
+
+# Stored logits
+
+
+@logits_app.command("build")
+def logits_build(
+    spec: SpecArgument,
+    set_: SetOption = None,
+    device: DeviceOption = None,
+    concurrency: ConcurrencyOption = None,
+) -> None:
+    """Ask a study's teachers now about every view that its runs will meet. Runs fill in what is missing anyway."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    resolved = _load(spec, set_)
+    _check_device(device)
+    from study import launcher, logits
+    from study.home import open_home
+    from study.plan import Plan
+    from study.store import Store
+
+    home = open_home()
+    machine = launcher.this_machine(device, concurrency)
+    processes = machine.concurrency if machine.device == "cpu" else 1
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    asked = 0
+    with Store(home.store_url).opened() if home.store_file.exists() else nullcontext() as store:
+        steps = logits.build(Plan(resolved, home), store, device=machine.device, processes=processes)
+        with Progress(*columns, console=out) as progress:
+            task = progress.add_task("epochs of views")
+            for done, total, asked in steps:
+                progress.update(task, completed=done, total=total, description=f"epochs of views, {asked:,} asked")
+    out.print(f"The teachers were asked about {asked:,} views; the rest was there.")
+    logits_list()
+
+
+@logits_app.command("list")
+def logits_list() -> None:
+    """List what is stored: whose logits, on what, and the room that they take."""
+    from study import logits
+    from study.home import open_home
+    from trainables.logits import stored
+
+    home = open_home(create=False)
+    printing.print_logits(stored(home.logits), logits.teacher_names(home))
+
+
+@logits_app.command("drop")
+def logits_drop(
+    which: Annotated[list[str] | None, typer.Argument(metavar="TEACHER|ID", help="Whose, or which.")] = None,
+    every: Annotated[bool, typer.Option("--all", help="All of them.")] = False,
+) -> None:
+    """Remove stored logits; whoever needs them asks the teacher again."""
+    from study import logits
+    from study.home import open_home
+    from trainables.logits import drop, stored
+
+    home = open_home(create=False)
+    if bool(which) == every:
+        raise RequestError("logits drop: name a teacher or an id of `kdstudy logits list`, or give --all")
+    found = stored(home.logits) if every else [one for name in which or () for one in logits.find(home, name)]
+    unique = {one.folder: one for one in found}
+    for one in unique.values():
+        drop(one)
+    freed = sum(one.bytes for one in unique.values())
+    out.print(f"Dropped {len(unique)}: {freed / 1e6:,.1f} MB are free again.")
 
 
 # Registries

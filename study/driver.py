@@ -2,6 +2,9 @@
 
 A driver knows the store and the searches, and nothing of Ray. Whoever trains the runs asks `next_request`, hands every
 report to `on_report` and every lost worker to `on_lost`. So the whole logic is tested without a cluster.
+
+The store holds the truth; a driver follows it by the rows that changed (`Standing`), whoever changed them, so that an
+event costs the same in a study of ten runs and of ten thousand.
 """
 
 from __future__ import annotations
@@ -9,7 +12,8 @@ from __future__ import annotations
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
+from dataclasses import replace
 from itertools import zip_longest
 from statistics import fmean
 from typing import Any
@@ -17,7 +21,8 @@ from typing import Any
 from search_spaces.spaces import MethodSpace, Value
 from study.plan import ABLATION, FINAL, SEARCH, TEACHER, Plan, RunPlan
 from study.search import PointSearch, open_storage
-from study.store import COMPLETE, DONE, FAILED, OPEN, PRUNED, RUNNING, WAITING, PointRow, RunRow, Store
+from study.standing import Point, Standing
+from study.store import COMPLETE, DONE, FAILED, OPEN, PRUNED, NewRun, PointRow, RunRow, Store
 from trainables import engine
 from trainables.runner import forget
 
@@ -60,28 +65,37 @@ class Driver:
         self.store = store
         self.study = plan.spec.name
         self.stopping: str | None = None  # why no further run starts
+        # Asked when a run ran out of a GPU's memory: whether it will have more if it is tried again.
+        self.make_room: Callable[[], bool] = lambda: False
         self._device = device
         self._threads = threads
         self._workers = workers
         self._owner_alive = owner_alive
         self._adopt = adopt
-        self._queue: deque[RunRow] = deque()
         self._flight: dict[str, RunRow] = {}  # by run id, as claimed
-        self._attempts: dict[str, int] = {}
         self._searches: dict[tuple[str, str], PointSearch] = {}
+        self._proposed: dict[tuple[str, str], set[str]] = {}  # ids of the points of a sampled search
         self._turns: deque[tuple[str, str]] = deque()
         self._tried_first: dict[tuple[str, str], deque[tuple[dict[str, Value], str]]] = {}  # values, who proposed them
         self._started = time.monotonic()
         self._wall_before = store.info(self.study)["wall_seconds"]
         self._wall_saved = self._started
-        mine = [run for run in store.runs(self.study) if not run.taken_over]
-        self._device_seconds = sum(run.device_seconds for run in mine)
-        self._runs_started = sum(run.attempt > 0 and run.stage != TEACHER for run in mine)
         self._polled = 0.0
         self._teacher_pairs: list[str] | None = None  # while teachers are trained: whose
+        self._teacher_runs: set[str] = set()
         store.requeue_owned(self.study)
         # A stop that was left here was meant for the driver before.
         self._obey(kind for kind in store.take_requests(self.study) if kind == "retry")
+        runs = store.runs(self.study)
+        mine = {run.run_id: run for run in runs if not run.taken_over}.values()
+        self._device_seconds = sum(run.device_seconds for run in mine)
+        self._runs_started = sum(run.attempt > 0 and run.stage != TEACHER for run in mine)
+        self._standing = Standing(self.study)
+        # Points whose runs have ended and which have not; of those that are there, only the open ones are looked at.
+        self._over = self._standing.take(runs)
+        self._over &= {(point.stage, point.point_id) for point in store.points(self.study) if point.state == OPEN}
+        self._searched = 0  # points of the search stage, in all searches
+        self._chosen_at = -1  # the study's revision when points were chosen for the final stage
 
     def __getstate__(self) -> dict[str, Any]:
         # Tune pickles whatever its searcher holds into a snapshot that nothing reads: the store is the memory.
@@ -94,16 +108,21 @@ class Driver:
         self._teacher_pairs = []
         for name, pair in self.plan.pairs.items():
             if self.plan.spec.trains_teacher_of(pair.spec):
+                points, runs = [], []
                 for fold in pair.folds:
-                    point = self._add_point(TEACHER, name, "ce", {} if fold is None else {"fold": fold})
-                    self._add_run(point, self.plan.teacher_run(name, fold), position=fold or 0, screening=False)
+                    point = self._new_point(TEACHER, name, "ce", {} if fold is None else {"fold": fold})
+                    points.append(point)
+                    runs.append(self._new_run(point, self.plan.teacher_run(name, fold), position=fold or 0))
+                self.store.add_points(points)
+                self.store.add_runs(self.study, runs)
+                self._teacher_runs |= {run.run_id for run in runs}
                 self._teacher_pairs.append(name)
-        self._refill()
+        self._follow()
         self._advance()
 
     def _advance(self) -> None:
         """Go over to the points when no teacher is left to train."""
-        if self._teacher_pairs is None or any(run.state in (WAITING, RUNNING) for run in self._teacher_runs()):
+        if self._teacher_pairs is None or self._teacher_runs & self._standing.left(TEACHER):
             return
         reason = self._adopt(self._teacher_pairs)
         if reason is not None:
@@ -111,10 +130,6 @@ class Driver:
             return
         self._teacher_pairs = None
         self._open_points()
-
-    def _teacher_runs(self) -> list[RunRow]:
-        planned = {run.run_id for pair in self._teacher_pairs or () for run in self.plan.teacher_runs(pair)}
-        return [run for run in self.store.runs(self.study, TEACHER) if run.run_id in planned]
 
     def _open_points(self) -> None:
         """Open the searches, mend what an earlier driver left, and ask for the runs of the listed points."""
@@ -126,40 +141,47 @@ class Driver:
             of_pair = []
             for method, space in self.plan.spec.spaces().items():
                 search = PointSearch(
-                    storage, f"{self.study}/{pair_name}/{method}", space, self.plan.spec.search, pair.protocol.epochs
+                    storage, f"{self.study}/{pair_name}/{method}", space, self.plan.spec.search, pair.protocol
                 )
                 mine = [p for p in points if (p.pair, p.method) == (pair_name, method)]
-                search.reconcile(mine)
+                for point, trial in search.reconcile(mine):
+                    self.store.set_trial(self.study, stage, point.point_id, trial)
                 self._searches[pair_name, method] = search
                 if space.sampled:
                     self._turns.append((pair_name, method))
+                    self._proposed[pair_name, method] = {point.point_id for point in mine}
                     self._tried_first[pair_name, method] = self._first_points(pair_name, space, mine)
                 else:
                     of_pair += [(pair_name, space, values) for values in space.grid()]
             listed.append(of_pair)
-        known = {point.point_id for point in points}
+        wanted: dict[str, PointRow] = {}
         for turn in zip_longest(*listed):  # one point of each pair, then the next of each
             for pair_name, space, values in filter(None, turn):
                 parameters = self.plan.pairs[pair_name].resolve(space, values)
-                if self.plan.point_id(pair_name, space.method, parameters) not in known:
-                    trial = self._searches[pair_name, space.method].add(values)
-                    self._add_point(stage, pair_name, space.method, parameters, trial, "the spec's list")
+                point = self._new_point(stage, pair_name, space.method, parameters, origin="the spec's list")
+                wanted.setdefault(point.point_id, point)
+        self.store.add_points(wanted.values())
+        survived: set[str] = set()
+        if self.plan.spec.search.pruner != "none":
+            survived = {run.point_id for run in self.store.runs(self.study, SEARCH) if _survived(run)}
         for opened in (stage, FINAL):
-            for number, point in enumerate(self.store.points(self.study, opened)):
-                self._add_runs(point, number)
-        self._settle()
-        self._refill()
+            there = self.store.points(self.study, opened)
+            self._ask_runs(enumerate(there), survived)
+            if opened == SEARCH:
+                self._searched = len(there)
+        self._follow()
 
-    def _add_point(
+    def _new_point(
         self,
         stage: str,
         pair: str,
         method: str,
         parameters: dict[str, Value],
+        *,
         trial: int | None = None,
         origin: str = "",
     ) -> PointRow:
-        point = PointRow(
+        return PointRow(
             study=self.study,
             stage=stage,
             point_id=self.plan.point_id(pair, method, parameters),
@@ -171,8 +193,6 @@ class Driver:
             value=None,
             origin=origin,
         )
-        self.store.add_point(point)
-        return point
 
     def _seeds(self, point: PointRow) -> list[int]:
         return self.plan.final_seeds if point.stage == FINAL else list(self.plan.spec.seeds)
@@ -181,33 +201,35 @@ class Driver:
         """Whether a point's first seed only decides if it gets the others."""
         return point.stage == SEARCH and self.plan.spec.search.pruner != "none"
 
-    def _add_runs(self, point: PointRow, number: int) -> None:
-        """Ask for the runs of a stage's point, as many as it is entitled to by now; what is there already stays."""
-        seeds = self._seeds(point)
-        if self._screens(point):
-            screening = self._runs_of(point)
-            survived = any(run.screening and run.state == DONE and not run.pruned for run in screening)
-            seeds = seeds if survived else seeds[:1]
-        reopened = False
-        for index, seed in enumerate(seeds):
-            run = self.plan.student_run(point.pair, point.stage, point.method, point.parameters, seed)
-            stage_offset = _SEED_STRIDE**2 if point.stage == FINAL else 0
-            added = self._add_run(
-                point,
-                run,
-                position=stage_offset + index * _SEED_STRIDE + number,
-                screening=self._screens(point) and index == 0,
-            )
-            reopened = reopened or added
-        if reopened and point.state == COMPLETE:
-            self.store.reopen_point(self.study, point.stage, point.point_id)
+    def _ask_runs(self, points: Iterable[tuple[int, PointRow]], survived: Collection[str] = ()) -> None:
+        """Ask for the runs of points, as many as each is entitled to by now; what is there already stays.
 
-    def _add_run(self, point: PointRow, run: RunPlan, *, position: int, screening: bool) -> bool:
-        return self.store.add_run(
-            self.study,
-            point.stage,
-            point.point_id,
-            run.run_id,
+        Args:
+            points: of the searches or the final stage, each with its number in the stage.
+            survived: ids of those that got through their screening.
+        """
+        asked: list[NewRun] = []
+        complete: set[Point] = set()
+        for number, point in points:
+            screens, seeds = self._screens(point), self._seeds(point)
+            if screens and point.point_id not in survived:
+                seeds = seeds[:1]
+            if point.state == COMPLETE:
+                complete.add((point.stage, point.point_id))
+            stage_offset = _SEED_STRIDE**2 if point.stage == FINAL else 0
+            for index, seed in enumerate(seeds):
+                run = self.plan.student_run(point.pair, point.stage, point.method, point.parameters, seed)
+                position = stage_offset + index * _SEED_STRIDE + number
+                asked.append(self._new_run(point, run, position=position, screening=screens and index == 0))
+        added = {(run.stage, run.point_id) for run in self.store.add_runs(self.study, asked)}
+        for stage, point_id in added & complete:
+            self.store.reopen_point(self.study, stage, point_id)
+
+    def _new_run(self, point: PointRow, run: RunPlan, *, position: int, screening: bool = False) -> NewRun:
+        return NewRun(
+            stage=point.stage,
+            point_id=point.point_id,
+            run_id=run.run_id,
             seed=run.seed,
             identity=run.identity,
             epochs=run.epochs,
@@ -215,8 +237,70 @@ class Driver:
             screening=screening,
         )
 
-    def _runs_of(self, point: PointRow) -> list[RunRow]:
-        return [run for run in self.store.runs(self.study, point.stage) if run.point_id == point.point_id]
+    # Following the store
+
+    def _follow(self) -> None:
+        """Take in what changed in the store, by this driver or another, and end the points that are over."""
+        while True:
+            changed = self.store.runs(self.study, since=self._standing.revision)
+            self._over |= self._standing.take(changed)
+            if not self._take_up() and not self._settle():
+                return
+
+    def _take_up(self) -> bool:
+        """Let the runs wait that another study's driver will not end; whether there were any."""
+        standing = self._standing
+        owners = {run.owner for run in standing.elsewhere.values()}
+        dead = {owner for owner in owners if not self._owner_alive(str(owner))}
+        orphans = [run for run in standing.elsewhere.values() if run.owner in dead]
+        for run in orphans:
+            self.store.requeue(run.run_id, run.attempt, lost=False)
+        dropped = list(standing.dropped)
+        for run_id in dropped:
+            self.store.resume_pruned(run_id)
+        return bool(orphans or dropped)
+
+    def _settle(self) -> bool:
+        """End the points whose runs have ended, and give a survivor of the screening its other seeds."""
+        # While teachers are trained the searches are closed, and what their points are valued by may not be known.
+        ready = {(stage, point_id) for stage, point_id in self._over if stage == TEACHER or self._teacher_pairs is None}
+        self._over -= ready
+        for stage, point_id in sorted(ready):
+            point = self.store.point(self.study, stage, point_id)
+            mine = self.store.runs(self.study, stage, point_id)
+            if point.state != OPEN or not all(run.ended_here for run in mine):
+                continue
+            if self._screens(point) and len(mine) < len(self._seeds(point)) and mine[0].state == DONE:
+                self._ask_runs([(mine[0].position % _SEED_STRIDE, point)], {point_id})
+            else:
+                self._end_point(point, mine)
+        return bool(ready)
+
+    def _end_point(self, point: PointRow, runs: list[RunRow]) -> None:
+        if any(run.pruned for run in runs):
+            state, value = PRUNED, None
+        elif any(run.state == FAILED for run in runs):
+            state, value = FAILED, None
+        else:
+            state, value = COMPLETE, self.value(point, runs)
+        self.store.end_point(self.study, point.stage, point.point_id, state, value)
+        search = self._searches.get((point.pair, point.method)) if point.stage == self.plan.first_stage else None
+        if search is not None:
+            self._tell(search, replace(point, state=state, value=value))
+
+    def _tell(self, search: PointSearch, point: PointRow) -> None:
+        trial = search.tell(point)
+        if trial is not None and trial != point.trial:
+            self.store.set_trial(self.study, point.stage, point.point_id, trial)
+
+    def value(self, point: PointRow, runs: Iterable[RunRow]) -> float | None:
+        """A point's value: the mean over its seeds. The seed that screened it counts only where it is the only one."""
+        if point.stage == TEACHER:
+            return None
+        runs = list(runs)
+        metric = "test_top1_last" if point.stage in (FINAL, ABLATION) else self.plan.pairs[point.pair].valued_by
+        counted = [run for run in runs if not run.screening] or runs
+        return fmean((run.summary or {})[metric] for run in counted)
 
     # What next
 
@@ -225,22 +309,21 @@ class Driver:
         self.poll()
         if self.stopping:
             return None
+        self._follow()
         self._advance()
         while not self.stopping:
-            if not self._queue:
-                self._refill()
-            if not self._queue and not self._propose():
+            run = self._next()
+            if run is None and self._propose():
+                run = self._next()
+            if run is None or self._exhausted(run):
                 return None
-            if not self._queue:
-                return None
-            if self._exhausted(self._queue[0]):
-                return None
-            run = self._queue.popleft()
             attempt = self.store.claim(run.run_id, self.study)
             if attempt is None:
+                self._follow()
                 continue  # another study's driver was faster; its result will be taken over
+            # As it is now: what another driver did with it may be newer than what was followed.
+            run = self.store.run(self.study, run.run_id)
             self._flight[run.run_id] = run
-            self._attempts[run.run_id] = attempt
             self._runs_started += attempt == 1 and run.stage != TEACHER
             search = self._searches.get((run.pair, run.method)) if run.screening else None
             log.info("run %s attempt %d: %s %s seed %d", run.run_id, attempt, run.method, run.parameters, run.seed)
@@ -254,57 +337,34 @@ class Driver:
             )
         return None
 
+    def _next(self) -> RunRow | None:
+        return self._standing.next(teachers=self._teacher_pairs is not None)
+
     @property
     def finished(self) -> bool:
         """Whether nothing is being trained and nothing will be: the stage is over, or the study is stopping."""
         if self._flight:
             return False
+        self._follow()
         self._advance()
         if self.stopping:
             return True
-        if self._queue or self._waiting_elsewhere():
+        if self._next() is not None or self._standing.elsewhere:
             return False
         return not self._propose()
-
-    def _refill(self) -> None:
-        """Take up the runs that wait. A run that several points share is trained once."""
-        self._release_orphans()
-        seen = set(self._flight)
-        self._queue.clear()
-        for run in self.store.runs(self.study):
-            wanted = (run.stage == TEACHER) == (self._teacher_pairs is not None)
-            if run.state == WAITING and wanted and not run.pruned and run.run_id not in seen:
-                seen.add(run.run_id)
-                self._queue.append(run)
-
-    def _waiting_elsewhere(self) -> bool:
-        """Whether another living driver trains a run that this study waits for."""
-        self._refill()
-        return bool(self._queue) or any(
-            run.state == RUNNING and run.run_id not in self._flight for run in self.store.runs(self.study)
-        )
-
-    def _release_orphans(self) -> None:
-        for run in self.store.runs(self.study):
-            if run.state == RUNNING and run.owner not in (None, self.study) and not self._owner_alive(str(run.owner)):
-                self.store.requeue(run.run_id, run.attempt, lost=False)
-        self._settle()
 
     def _propose(self) -> bool:
         """Ask a search for a new point, in fair turns; then, when all has ended, open the final stage."""
         if self._teacher_pairs is not None:
             return False
-        points = self.store.points(self.study)
         for _ in range(len(self._turns)):
             key = self._turns[0]
             self._turns.rotate(-1)
-            asked = [point for point in points if point.stage == SEARCH and (point.pair, point.method) == key]
-            if len(asked) < (self.plan.spec.search.points or 0) and not self._search_is_over():
+            if len(self._proposed[key]) < (self.plan.spec.search.points or 0) and not self._search_is_over():
                 self._sample(*key)
-                self._refill()
                 return True
-        if self.plan.has_final and not self._flight and all(p.state != OPEN for p in points if p.stage == SEARCH):
-            return self._open_final(points)
+        if self.plan.has_final and not self._flight and self._standing.is_over(SEARCH):
+            return self._choose()
         return False
 
     def _first_points(self, pair: str, space: MethodSpace, mine: list[PointRow]) -> deque[tuple[dict[str, Value], str]]:
@@ -337,37 +397,49 @@ class Driver:
 
     def _sample(self, pair: str, method: str) -> None:
         search, first = self._searches[pair, method], self._tried_first[pair, method]
+        trial = None
         if first:
             values, origin = first.popleft()
-            trial = search.add(values)
         else:
             (trial, values), origin = search.sample(), self.plan.spec.search.sampler
         parameters = self.plan.pairs[pair].resolve(search.space, values)
-        point_id = self.plan.point_id(pair, method, parameters)
-        known = self.store.points(self.study, SEARCH)
-        if any(point.point_id == point_id for point in known):
-            search.tell(trial, FAILED, None)  # drawn twice: possible where lists are sampled
+        point = self._new_point(SEARCH, pair, method, parameters, trial=trial, origin=origin)
+        proposed = self._proposed[pair, method]
+        if point.point_id in proposed:
+            if trial is not None:
+                search.discard(trial)  # drawn twice: possible where lists are sampled
             return
-        self._add_runs(self._add_point(SEARCH, pair, method, parameters, trial, origin), len(known))
+        if trial is None:
+            point = replace(point, trial=search.add(point.point_id, values))
+        self.store.add_points([point])
+        proposed.add(point.point_id)
+        self._ask_runs([(self._searched, point)])
+        self._searched += 1
+        self._follow()
 
-    def _open_final(self, points: list[PointRow]) -> bool:
+    def _choose(self) -> bool:
         """Ask for the final runs of the best points of each pair and method; True if there are new ones."""
-        before = len(self.store.runs(self.study, FINAL))
-        for pair, method in self._searches:
-            complete = [p for p in points if (p.stage, p.pair, p.method, p.state) == (SEARCH, pair, method, COMPLETE)]
-            best = sorted(complete, key=lambda p: p.value or 0.0, reverse=True)[: self.plan.spec.search.final_top]
-            for rank, point in enumerate(best):
-                self._add_runs(self._add_point(FINAL, pair, method, point.parameters, origin="chosen"), rank)
-        self._settle()
-        self._refill()
-        return len(self.store.runs(self.study, FINAL)) > before
+        if self._chosen_at == self._standing.revision:
+            return False  # nothing has changed since
+        complete: dict[tuple[str, str], list[PointRow]] = {key: [] for key in self._searches}
+        for point in self.store.points(self.study, SEARCH):
+            if point.state == COMPLETE:
+                complete[point.pair, point.method].append(point)
+        for (pair, method), points in complete.items():
+            best = sorted(points, key=lambda p: p.value or 0.0, reverse=True)[: self.plan.spec.search.final_top]
+            chosen = [self._new_point(FINAL, pair, method, point.parameters, origin="chosen") for point in best]
+            self.store.add_points(chosen)
+            self._ask_runs(enumerate(chosen))
+        self._chosen_at = self._standing.revision
+        self._follow()
+        return self._standing.revision > self._chosen_at
 
     # Budget
 
     def _search_is_over(self) -> bool:
         """Whether the budget leaves no further sampled point; the final stage is then still trained."""
         limit = self.plan.spec.budget.runs
-        committed = self._runs_started + len(self._queue) + self.final_runs()
+        committed = self._runs_started + self._standing.waiting + self.final_runs()
         return (limit is not None and committed + len(self.plan.spec.seeds) > limit) or self._time_is_up()
 
     def final_runs(self) -> int:
@@ -400,7 +472,7 @@ class Driver:
         """Record a worker's report; True if its run should stop now. Reports of outdated attempts change nothing."""
         run_id, attempt = report["run_id"], report["attempt"]
         run = self._flight.get(run_id)
-        if run is None or self._attempts[run_id] != attempt:
+        if run is None or run.attempt != attempt:
             return True
         recorded = self.store.record(
             run_id,
@@ -411,12 +483,18 @@ class Driver:
             device_seconds=report["device_seconds"],
         )
         if not recorded:
-            self._land(run_id)
+            del self._flight[run_id]
             return True
         self._device_seconds += report["device_seconds"]
+        if report.get("out_of_memory") and self.make_room():
+            log.warning("run %s attempt %d waits for more memory: %s", run_id, attempt, report["failed"])
+            self.store.requeue(run_id, attempt, lost=False)
+            del self._flight[run_id]
+            return True
         if report["failed"]:
             log.warning("run %s failed: %s\n%s", run_id, report["failed"], report.get("traceback", ""))
-            self._end(run, attempt, FAILED, report["failed"])
+            alone = "; no other run shared its GPU" if report.get("out_of_memory") else ""
+            self._end(run, attempt, FAILED, report["failed"] + alone)
             return True
         if report["done"]:
             self._end(run, attempt, DONE)
@@ -427,83 +505,47 @@ class Driver:
         return False
 
     def _should_prune(self, run: RunRow, epochs: list[dict[str, float]]) -> bool:
-        if not run.screening:
+        search = self._searches[run.pair, run.method] if run.screening else None
+        reached = [metrics for metrics in epochs if search is not None and metrics["epoch"] in search.rungs]
+        if search is None or not reached:
             return False
-        search = self._searches[run.pair, run.method]
-        point = next(p for p in self.store.points(self.study, run.stage) if p.point_id == run.point_id)
+        point = self.store.point(self.study, run.stage, run.point_id)
+        trial = point.trial
+        if trial is None:  # of a list, or told as failed before: Optuna does not know of it yet
+            values = search.space.point_of(point.parameters)
+            if values is None:
+                return False
+            trial = search.add(point.point_id, values)
+            self.store.set_trial(self.study, point.stage, point.point_id, trial)
         metric = self.plan.pairs[run.pair].valued_by.removesuffix("_last")
-        return any(
-            search.report(point.trial, int(metrics["epoch"]), metrics[metric])
-            for metrics in epochs
-            if point.trial is not None and metrics["epoch"] in search.rungs
-        )
+        return any(search.report(trial, int(metrics["epoch"]), metrics[metric]) for metrics in reached)
 
     def _end(self, run: RunRow, attempt: int, state: str, reason: str | None = None) -> None:
         history = self.store.history(run.run_id)
         summary = engine.summary(history) if history else {}
         self.store.end_run(run.run_id, attempt, state, reason=reason, summary=summary, study=self.study)
-        self._land(run.run_id)
-        checkpoint = next(row.checkpoint for _, row in self.store.find_runs(run.run_id))
-        forget(self.plan.home.checkpoints / run.run_id, checkpoint)
-        self._settle()
+        del self._flight[run.run_id]
+        forget(self.plan.home.checkpoints / run.run_id, self.store.run(self.study, run.run_id).checkpoint)
+        self._follow()
 
     def on_lost(self, run_id: str, attempt: int, reason: str) -> None:
         """A worker died: its run waits again, from its last checkpoint, unless that has happened too often."""
         run = self._flight.get(run_id)
-        if run is None or self._attempts[run_id] != attempt:
+        if run is None or run.attempt != attempt:
             return
-        row = next(row for _, row in self.store.find_runs(run_id))
+        losses = self.store.run(self.study, run_id).losses + 1
         log.warning("run %s attempt %d was lost: %s", run_id, attempt, reason)
-        if row.losses + 1 >= MAX_LOSSES:
-            self._end(run, attempt, FAILED, f"its worker died {row.losses + 1} times; the last time: {reason}")
+        if losses >= MAX_LOSSES:
+            self._end(run, attempt, FAILED, f"its worker died {losses} times; the last time: {reason}")
             return
         self.store.requeue(run_id, attempt, lost=True)
-        self._land(run_id)
+        del self._flight[run_id]
 
     def release(self) -> None:
         """Let all runs in flight wait again: nobody trains them any more."""
-        for run_id in list(self._flight):
-            self.store.requeue(run_id, self._attempts[run_id], lost=False)
-            self._land(run_id)
-
-    def _land(self, run_id: str) -> None:
-        self._flight.pop(run_id, None)
-        self._attempts.pop(run_id, None)
-
-    def _settle(self) -> None:
-        """End the points whose runs have ended, tell Optuna, and give a survivor of the screening its other seeds."""
-        runs = self.store.runs(self.study)
-        for point in self.store.points(self.study):
-            if point.state != OPEN:
-                continue
-            mine = [run for run in runs if (run.stage, run.point_id) == (point.stage, point.point_id)]
-            if not mine or not all(run.ended_here for run in mine):
-                continue
-            if self._screens(point) and len(mine) < len(self._seeds(point)) and mine[0].state == DONE:
-                self._add_runs(point, mine[0].position % _SEED_STRIDE)
-                self._refill()
-                continue
-            self._end_point(point, mine)
-
-    def _end_point(self, point: PointRow, runs: list[RunRow]) -> None:
-        if any(run.pruned for run in runs):
-            state, value = PRUNED, None
-        elif any(run.state == FAILED for run in runs):
-            state, value = FAILED, None
-        else:
-            state, value = COMPLETE, self.value(point, runs)
-        self.store.end_point(self.study, point.stage, point.point_id, state, value)
-        if point.trial is not None and (point.pair, point.method) in self._searches:
-            self._searches[point.pair, point.method].tell(point.trial, state, value)
-
-    def value(self, point: PointRow, runs: Iterable[RunRow]) -> float | None:
-        """A point's value: the mean over its seeds. The seed that screened it counts only where it is the only one."""
-        if point.stage == TEACHER:
-            return None
-        runs = list(runs)
-        metric = "test_top1_last" if point.stage in (FINAL, ABLATION) else self.plan.pairs[point.pair].valued_by
-        counted = [run for run in runs if not run.screening] or runs
-        return fmean((run.summary or {})[metric] for run in counted)
+        for run_id, run in self._flight.items():
+            self.store.requeue(run_id, run.attempt, lost=False)
+        self._flight.clear()
 
     # Requests of other commands
 
@@ -523,9 +565,13 @@ class Driver:
                 self.stop("a stop was requested")
             elif kind == "retry":
                 log.info("retry: %d failed runs begin again", self.store.retry_failed(self.study))
-                self._queue.clear()  # it is filled anew when the next run is asked for
 
     def stop(self, reason: str) -> None:
         """Start no further run."""
         log.info("stopping: %s", reason)
         self.stopping = reason
+
+
+def _survived(run: RunRow) -> bool:
+    """Whether a run screened its point and let it through."""
+    return run.screening and run.state == DONE and not run.pruned

@@ -8,26 +8,32 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import secrets
 import shutil
 import sys
 import tempfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from study.driver import Driver
 from study.errors import RequestError
 from study.home import Home
+from trainables.memory import KEEP_FREED
 
 log = logging.getLogger("kdstudy.launcher")
 
 # Tune keeps every trial of an experiment in memory, so a long study is several experiments.
 CHUNK = 200
+
+
+# Where nobody says how many runs share a GPU, at most so many.
+MOST_RUNS_A_GPU = 16
 
 
 @dataclass(frozen=True)
@@ -38,6 +44,7 @@ class Machine:
         device: `cpu` or `cuda`.
         concurrency: runs at a time.
         cpus, gpus: what each run asks Ray for.
+        devices: GPUs that the runs share.
         threads: CPU threads of each run.
         workers: processes of each run that decode its images, where they are not in memory.
     """
@@ -46,15 +53,37 @@ class Machine:
     concurrency: int
     cpus: float
     gpus: float
+    devices: int = 0
     threads: int = 1
     workers: int = 0
 
+    @property
+    def runs_a_gpu(self) -> int:
+        """How many runs share a GPU, at most."""
+        return math.ceil(self.concurrency / self.devices) if self.devices else 1
 
-def this_machine(device: str | None = None, concurrency: int | None = None) -> Machine:
-    """One run a device where there are accelerators, else one a core.
+    def halved(self) -> Machine | None:
+        """Half as many runs a GPU; None where each has one to itself, or there is none."""
+        if self.runs_a_gpu == 1:
+            return None
+        runs = self.runs_a_gpu // 2
+        return replace(self, concurrency=runs * self.devices, gpus=_fraction(runs))
+
+
+def this_machine(
+    device: str | None = None,
+    concurrency: int | None = None,
+    runs_a_gpu: Callable[[], int] = lambda: 1,
+) -> Machine:
+    """As many runs as its accelerators and cores take, else one a core.
 
     On a CPU a run has one thread: small networks gain little from more, and the result of a run then does not depend on
     how many cores its machine has.
+
+    Args:
+        device: `cpu` or `cuda`; by default what the machine has.
+        concurrency: runs at a time; None: see above.
+        runs_a_gpu: how many fit into the memory of one (see `study.sharing`); asked only where that decides.
     """
     import torch
 
@@ -63,10 +92,24 @@ def this_machine(device: str | None = None, concurrency: int | None = None) -> M
     if chosen == "cpu":
         runs = concurrency or cores
         return Machine("cpu", runs, cpus=1.0, gpus=0.0)
-    gpus = torch.cuda.device_count()
-    runs = concurrency or gpus
+    there = torch.cuda.device_count()
+    # A run's Python takes a core, so more runs than cores would only wait for each other.
+    runs = concurrency or there * max(1, min(runs_a_gpu(), MOST_RUNS_A_GPU, cores // there))
+    gpus = min(there, runs)
     # On a CPU decoding beside training would only take its core; a GPU waits for as many cores as there are.
-    return Machine(chosen, runs, cpus=min(1.0, cores / runs), gpus=min(1.0, gpus / runs), workers=max(1, cores // runs))
+    return Machine(
+        chosen,
+        runs,
+        cpus=min(1.0, cores / runs),
+        gpus=_fraction(math.ceil(runs / gpus)),
+        devices=gpus,
+        workers=max(1, cores // runs),
+    )
+
+
+def _fraction(runs: int) -> float:
+    """A run's share of a GPU. Ray counts in ten-thousandths: rounded up, the last of the runs would not fit."""
+    return 10_000 // runs / 10_000
 
 
 @contextmanager
@@ -79,18 +122,24 @@ def cluster(machine: Machine) -> Iterator[None]:
     _configure()
     import ray
 
-    before, python_path = Path.cwd(), _python_path()
+    before, path = Path.cwd(), python_path()
     with tempfile.TemporaryDirectory(prefix="kdstudy-") as empty:
         os.chdir(empty)
         try:
             _start(
                 ray,
                 num_cpus=max(1, round(machine.concurrency * machine.cpus)),
-                num_gpus=round(machine.concurrency * machine.gpus) if machine.gpus else 0,
+                num_gpus=machine.devices,
                 include_dashboard=False,
                 log_to_driver=False,
                 configure_logging=False,
-                runtime_env={"env_vars": {"PYTHONPATH": python_path, "OMP_NUM_THREADS": str(machine.threads)}},
+                runtime_env={
+                    "env_vars": {
+                        "PYTHONPATH": path,
+                        "OMP_NUM_THREADS": str(machine.threads),
+                        "GLIBC_TUNABLES": KEEP_FREED,
+                    }
+                },
             )
             yield
         finally:
@@ -112,40 +161,76 @@ def _start(ray: Any, **options: Any) -> None:
     quiet()  # Ray sets its own levels when it starts
 
 
+class _Room:
+    """The memory of the GPUs in one of Tune's experiments.
+
+    Where a run finds none, it waits for the next experiment, in which half as many share a GPU: Tune cannot change
+    what a trial has asked for, and those that run now were started with the share that is too small.
+    """
+
+    def __init__(self, machine: Machine) -> None:
+        self.machine = machine
+        self.next = machine
+
+    @property
+    def changes(self) -> bool:
+        """Whether the next experiment's runs have more memory, so that none should start in this one."""
+        return self.next is not self.machine
+
+    def make(self) -> bool:
+        """Have more memory for the runs that start from now on; False where there is no more to have."""
+        if self.changes:
+            return True
+        halved = self.machine.halved()
+        if halved is None:
+            return False
+        log.warning("out of memory: from now on %d runs a GPU, not %d", halved.runs_a_gpu, self.machine.runs_a_gpu)
+        self.next = halved
+        return True
+
+
 def train(driver: Driver, machine: Machine, home: Home) -> None:
     """Train everything that the driver has to train, until it is finished or stopping."""
+    while not driver.finished:
+        room = _Room(machine)
+        driver.make_room = room.make
+        _experiment(driver, room, home.root / "tune" / driver.study)
+        machine = room.next
+
+
+def _experiment(driver: Driver, room: _Room, scratch: Path) -> None:
+    """One chunk of a study's runs, as an experiment of Tune's."""
     from ray import tune
 
     from trainables.tune_adapter import RunTrainable
 
-    while not driver.finished:
-        scratch = home.root / "tune" / driver.study
-        tuner = tune.Tuner(
-            tune.with_resources(RunTrainable, {"CPU": machine.cpus, "GPU": machine.gpus}),
-            tune_config=tune.TuneConfig(
-                search_alg=_searcher(driver),
-                scheduler=_scheduler(driver),
-                num_samples=-1,
-                max_concurrent_trials=machine.concurrency,
-                reuse_actors=True,
-                trial_dirname_creator=lambda trial: trial.trial_id,
-            ),
-            run_config=tune.RunConfig(
-                name=driver.study,
-                storage_path=str(scratch.parent),
-                verbose=0,
-                stop=_stopper(driver),
-                failure_config=tune.FailureConfig(max_failures=0),
-            ),
-        )
-        try:
-            tuner.fit()
-        finally:
-            driver.release()
-            shutil.rmtree(scratch, ignore_errors=True)
+    machine = room.machine
+    tuner = tune.Tuner(
+        tune.with_resources(RunTrainable, {"CPU": machine.cpus, "GPU": machine.gpus}),
+        tune_config=tune.TuneConfig(
+            search_alg=_searcher(driver, room),
+            scheduler=_scheduler(driver),
+            num_samples=-1,
+            max_concurrent_trials=machine.concurrency,
+            reuse_actors=True,
+            trial_dirname_creator=lambda trial: trial.trial_id,
+        ),
+        run_config=tune.RunConfig(
+            name=driver.study,
+            storage_path=str(scratch.parent),
+            verbose=0,
+            stop=_stopper(driver),
+            failure_config=tune.FailureConfig(max_failures=0),
+        ),
+    )
+    try:
+        tuner.fit()
+    finally:
+        driver.release()
+        shutil.rmtree(scratch, ignore_errors=True)
 
 
-def _searcher(driver: Driver) -> Any:
+def _searcher(driver: Driver, room: _Room) -> Any:
     from ray.tune.search import Searcher
 
     class StudySearcher(Searcher):
@@ -156,7 +241,7 @@ def _searcher(driver: Driver) -> Any:
             self._requests: dict[str, tuple[str, int]] = {}
 
         def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
-            if len(self._requests) >= CHUNK:
+            if len(self._requests) >= CHUNK or room.changes:
                 return Searcher.FINISHED
             request = driver.next_request()
             if request is not None:
@@ -234,7 +319,7 @@ def _configure() -> None:
     )
 
 
-def _python_path() -> str:
+def python_path() -> str:
     """The folder that our packages were installed to, then what the user had, and the user's own folder last.
 
     The last is for methods, models and data sets of one's own; behind everything else it can shadow nothing.

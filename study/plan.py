@@ -263,18 +263,19 @@ class Plan:
         teacher = self.teacher_hashes.get(pair, "")
         return key_of(teacher, plan.dataset, plan.protocol, plan.teacher.logits, device)
 
-    def teaching(self, pair: str, teacher: teachers.Teacher) -> Teaching:
+    def teaching(self, pair: str, teacher: teachers.Teacher, device: str = "cpu") -> Teaching:
         """A pair's teacher before its students' views, in this process; what it says is kept for the runs.
 
         Raises:
             RequestError: the store of its logits is damaged.
         """
-        key = self.logit_key(pair, "cpu")
+        plan, key = self.pairs[pair], self.logit_key(pair, device)
         try:
             store = None if key is None else open_store(self.home.logits, key)
         except ValueError as error:
             raise RequestError(str(error)) from None
-        return Teaching(teacher, self.pairs[pair].pipeline, store)
+        pipeline = plan.pipeline if device == "cpu" else Pipeline(plan.dataset, plan.protocol, device)
+        return Teaching(teacher, pipeline, store)
 
     def teacher_run(self, pair: str, fold: int | None) -> RunPlan:
         """The run that trains a pair's teacher, or the one of its networks that never sees a fold."""

@@ -11,7 +11,7 @@ import torch
 
 from analysis.statistics import resolvable_difference
 from search_spaces.spaces import Range
-from study import teachers
+from study import logits, teachers
 from study.errors import RequestError
 from study.plan import FINAL, TEACHER, PairPlan, Plan, digest
 from study.service import expected_runs, points_of
@@ -61,6 +61,8 @@ class PairForecast:
     seconds_plain: float  # a run without a teacher
     seconds_taught: float  # a run with one
     seconds_teacher: float  # training the teacher, 0 where it exists
+    seconds_logits: float  # asking the teacher about all views that are stored, once for all runs
+    logits: str  # what is stored of it; empty where no method asks it
     effects: tuple[AlphaEffect, ...]
 
 
@@ -76,7 +78,8 @@ class Forecast:
     concurrency: int
     device: str
     seconds: float
-    disk_bytes: int
+    disk_bytes: int  # of checkpoints
+    logit_bytes: int  # of teachers' logits, at most
     resolvable: float | None  # points, between two methods over the study's seeds; None for one seed
     sd: float
     sd_from: str
@@ -102,7 +105,8 @@ def forecast(plan: Plan, store: Store | None, *, device: str, concurrency: int) 
         if teacher is not None:
             found[name] = teacher
     speeds = _Speeds(device)
-    pairs = tuple(_pair(plan, name, found.get(name), speeds) for name in plan.pairs)
+    stored = {one.pair: one for one in logits.needed(plan, device)}
+    pairs = tuple(_pair(plan, name, found.get(name), speeds, stored.get(name)) for name in plan.pairs)
     taught = _taught_share(plan.spec)
     runs = expected_runs(plan.spec)
     if plan.spec.budget.runs is not None:
@@ -112,7 +116,9 @@ def forecast(plan: Plan, store: Store | None, *, device: str, concurrency: int) 
     known = sum(run.state == DONE and run.stage != TEACHER for run in done)
     # Pairs that need the same teacher train it once.
     training = {tuple(run.run_id for run in plan.teacher_runs(p.pair)): p.seconds_teacher for p in pairs}
-    seconds = max(0, runs - known) * each / concurrency + sum(training.values())
+    # Every view is asked about once. What is there already is not known in advance, and was cheap to assume missing.
+    asking = sum(pair.seconds_logits for pair in pairs) if known < runs else 0.0
+    seconds = (max(0, runs - known) * each + asking) / concurrency + sum(training.values())
     sd, sd_from = _spread(plan, store)
     seeds = len(plan.spec.seeds)
     resolvable = resolvable_difference(sd, seeds, paired=False) if seeds > 1 else None
@@ -126,6 +132,7 @@ def forecast(plan: Plan, store: Store | None, *, device: str, concurrency: int) 
         device=device,
         seconds=seconds,
         disk_bytes=runs * max(_checkpoint_bytes(plan, name) for name in plan.pairs),
+        logit_bytes=sum(max(0, one.bytes - one.there) for one in stored.values()),
         resolvable=resolvable,
         sd=sd,
         sd_from=sd_from,
@@ -155,7 +162,9 @@ def _taught_share(spec: Spec) -> float:
     return taught / max(1, sum(points.values()))
 
 
-def _pair(plan: Plan, name: str, teacher: Teacher | None, speeds: _Speeds) -> PairForecast:
+def _pair(
+    plan: Plan, name: str, teacher: Teacher | None, speeds: _Speeds, stored: logits.Needed | None
+) -> PairForecast:
     pair = plan.pairs[name]
     step, evaluation = speeds.of(pair, pair.pair.student)
     teacher_step, teacher_evaluation = speeds.of(pair, pair.pair.teacher)
@@ -164,7 +173,18 @@ def _pair(plan: Plan, name: str, teacher: Teacher | None, speeds: _Speeds) -> Pa
     measured = len(split.validation) + (test if pair.evaluates_test(plan.first_stage) else 0)
     per_epoch = images * step + measured * evaluation
     plain = pair.protocol.epochs * per_epoch
-    taught = pair.protocol.epochs * (per_epoch + images * teacher_evaluation)
+    taught, asking, described_logits = plain, 0.0, ""
+    if stored is not None and stored.key is not None:
+        views = stored.key.views.count
+        met = views * (1 - (1 - 1 / views) ** logits.views_shown(plan, name))
+        asking = images * met * teacher_evaluation
+        described_logits = (
+            f"each of up to {images * met:,.0f} views is asked about once ({asking / 60:,.1f} min) and kept "
+            f"({stored.key.dtype}, up to {stored.bytes / 2**20:,.0f} MiB, {stored.there / 2**20:,.0f} there)"
+        )
+    elif stored is not None:
+        taught += pair.protocol.epochs * images * teacher_evaluation
+        described_logits = stored.why
     training = 0.0
     if teacher is None and plan.spec.trains_teacher_of(pair.spec):
         training = pair.teacher_protocol.epochs * sum(
@@ -175,7 +195,9 @@ def _pair(plan: Plan, name: str, teacher: Teacher | None, speeds: _Speeds) -> Pa
         ratio, ratio_on = teachers.measure_ratio(plan, name, teacher)
         effects = _effects(plan, name, teacher)
     described = f"{teacher.record.name}, {teacher.record.test_top1:.2f} %" if teacher else "trained first"
-    return PairForecast(name, described, ratio, ratio_on, plain, taught, training, tuple(effects))
+    return PairForecast(
+        name, described, ratio, ratio_on, plain, taught, training, asking, described_logits, tuple(effects)
+    )
 
 
 class _Speeds:
@@ -237,8 +259,8 @@ def _effects(plan: Plan, name: str, teacher: Teacher) -> list[AlphaEffect]:
         return []
     pair = plan.pairs[name]
     images = pair.split(FINAL).train[:_SAMPLE].sort().values
-    logits, there = plan.teaching(name, teacher).epoch(0, 1, images)
-    logits, target = logits[there], pair.dataset.train_labels[images][there]
+    answers, there = plan.teaching(name, teacher).epoch(0, 1, images)
+    answers, target = answers[there], pair.dataset.train_labels[images][there]
     if space.sampled:
         axis = dict(space.axes).get("alpha")
         alphas = axis.ends if isinstance(axis, Range) else axis.values if axis else ()
@@ -249,8 +271,8 @@ def _effects(plan: Plan, name: str, teacher: Teacher) -> list[AlphaEffect]:
         settings = list(dict.fromkeys(pairs))
     effects = []
     for alpha, tau in settings:
-        calibrated = loca_logits(logits, target, alpha, tau)
-        distance = moved(logits, target, alpha, tau)[calibrated.mis_instructed]
+        calibrated = loca_logits(answers, target, alpha, tau)
+        distance = moved(answers, target, alpha, tau)[calibrated.mis_instructed]
         effects.append(
             AlphaEffect(
                 alpha,

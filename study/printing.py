@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from study.service import Summary
     from study.spec import Spec
     from study.store import RunRow
+    from trainables.logits import Stored
     from trainables.teachers import TeacherRecord
 
 out = Console(highlight=False)
@@ -73,6 +74,7 @@ def print_forecast(found: Forecast, home: Home) -> None:
     out.print(
         f"About {duration(found.seconds)} on this machine ({found.device}, {found.concurrency} runs at a time) after "
         f"start-up, from a measured step; {found.disk_bytes / 2**20:,.0f} MiB of checkpoints, "
+        f"up to {found.logit_bytes / 2**20:,.0f} MiB of teachers' logits, "
         f"{shutil.disk_usage(home.root).free / 2**30:,.0f} GiB free"
     )
     for pair in found.pairs:
@@ -82,6 +84,8 @@ def print_forecast(found: Forecast, home: Home) -> None:
             out.print(f"  training it costs about {duration(pair.seconds_teacher)} more, included above")
         out.print(f"  mis-instruction ratio: {ratio}{pair.ratio_on}")
         out.print(f"  a run: {duration(pair.seconds_plain)} without, {duration(pair.seconds_taught)} with a teacher")
+        if pair.logits:
+            out.print(f"  logits: {pair.logits}", markup=False)
         if pair.effects:
             table = table_of(">alpha", ">moved where the teacher is wrong", ">capped views")
             for effect in pair.effects:
@@ -134,6 +138,28 @@ def print_teachers(records: list[TeacherRecord]) -> None:
             record.trained_on,
         )
     out.print(table)
+
+
+def print_logits(found: list[Stored], names: dict[str, str]) -> None:
+    if not found:
+        out.print("No logits are stored; a study's runs store them as they go, `kdstudy logits build` ahead of them.")
+        return
+    table = table_of("id", "teacher", "data set", ">views", "kept as", "by", ">MB", ">full MB", "used")
+    for one in found:
+        key = one.key
+        table.add_row(
+            one.folder.name[:8],
+            names.get(key.teacher, key.teacher[:8]),
+            key.dataset,
+            f"{key.views.count:,}",
+            key.dtype,
+            key.device,
+            f"{one.bytes / 1e6:,.1f}",
+            f"{key.full_bytes / 1e6:,.1f}",
+            moment(one.used)[:10],
+        )
+    out.print(table)
+    out.print(f"{sum(one.bytes for one in found) / 1e6:,.1f} MB in all. MB grow to full as more views are met.")
 
 
 def command() -> str:

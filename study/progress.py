@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from rich import box
@@ -14,7 +15,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from search_spaces.spaces import written
+from search_spaces.spaces import Value, written
 from study.plan import FINAL, TEACHER
 from study.store import DONE, FAILED, PRUNED, RUNNING, RunRow, Store
 
@@ -35,8 +36,58 @@ class Line:
     best_at: str
 
 
+@dataclass(frozen=True, slots=True)
+class _Seen:
+    """What counts of a run, as it was seen last."""
+
+    point: str
+    state: str
+    ended: bool
+    epoch: int
+    epochs: int
+    value: float | None  # of a run that is done
+
+
+class _Group:
+    """The runs of one pair and method at one stage: how many are in which state, and the mean of each point."""
+
+    def __init__(self) -> None:
+        self.states: Counter[str] = Counter()
+        self._means: dict[str, tuple[float, int]] = {}  # sum and number of values
+        self._parameters: dict[str, dict[str, Value]] = {}
+        self._best: tuple[float | None, str] | None = None  # None: to be looked for
+
+    def count(self, seen: _Seen, sign: int) -> None:
+        """Count a run in, or out again."""
+        self.states[seen.state] += sign
+        if seen.value is not None:
+            total, number = self._means.get(seen.point, (0.0, 0))
+            self._means[seen.point] = total + sign * seen.value, number + sign
+            self._best = None
+
+    def name(self, point: str, parameters: dict[str, Value]) -> None:
+        """Say what a point is."""
+        self._parameters[point] = parameters
+
+    @property
+    def best(self) -> tuple[float | None, str]:
+        """The best mean over the seeds that are done, and the parameters that have it."""
+        if self._best is None:
+            means = {point: (total / number, number) for point, (total, number) in self._means.items() if number}
+            self._best = None, ""
+            if means:
+                point = max(means, key=lambda point: means[point][0])
+                given = self._parameters[point].items()
+                shown = [f"{name} {written(value)}" for name, value in given if name not in ("tau", "beta", "gamma")]
+                self._best = means[point][0], " ".join([*shown, f"(n {means[point][1]})"])
+        return self._best
+
+
 class Progress:
-    """What a study has done and how long the rest will take, from the rows of the store."""
+    """What a study has done and how long the rest will take.
+
+    It follows the store by the rows that changed, since it is drawn twice a second beside the driver.
+    """
 
     def __init__(
         self,
@@ -54,57 +105,62 @@ class Progress:
         self._began = time.monotonic()
         self._epochs_before: int | None = None
         self.note = ""
+        self._revision = -1
+        self._seen: dict[tuple[str, str, str], _Seen] = {}
+        self._groups: dict[tuple[str, str, str], _Group] = {}  # by stage, pair and method, in the order of beginning
+        self._ended = self._trained = self._total = self._longest = 0  # runs, and epochs
 
-    def lines(self, runs: Sequence[RunRow]) -> list[Line]:
-        """One line for each pair, method and stage, in the order in which they begin."""
-        driven = self._driven()
-        groups: dict[tuple[str, str, str], list[RunRow]] = {}
-        for run in runs:
-            groups.setdefault((run.stage, run.pair, run.method), []).append(run)
-        pairs = {run.pair for run in runs}
-        lines = []
-        for (stage, pair, method), members in groups.items():
-            name = "teacher" if stage == TEACHER else method
-            label = " ".join(([pair] if len(pairs) > 1 else []) + [name] + (["(final)"] if stage == FINAL else []))
-            states = [run.state_here for run in members]
-            best, best_at = self._best(members)
-            lines.append(
-                Line(
-                    label,
-                    len(members),
-                    states.count(DONE),
-                    states.count(RUNNING) if driven else 0,
-                    states.count(FAILED),
-                    states.count(PRUNED),
-                    best,
-                    best_at,
-                )
-            )
-        return lines
+    def _look(self) -> None:
+        """Take in the rows that changed."""
+        for run in self._store.runs(self._study, since=self._revision):
+            self._revision = max(self._revision, run.revision)
+            group = self._groups.setdefault((run.stage, run.pair, run.method), _Group())
+            group.name(run.point_id, run.parameters)
+            key = run.stage, run.point_id, run.run_id
+            if key in self._seen:
+                self._count(group, self._seen[key], -1)
+            value = self._value(run) if run.state == DONE and run.summary else None
+            seen = _Seen(run.point_id, run.state_here, run.ended_here, run.epoch, run.epochs, value)
+            self._seen[key] = seen
+            self._count(group, seen, 1)
 
-    def _best(self, runs: Sequence[RunRow]) -> tuple[float | None, str]:
-        """The best mean over the seeds that are done, and the parameters that have it."""
-        points: dict[str, list[RunRow]] = {}
-        for run in runs:
-            if run.state == DONE and run.summary:
-                points.setdefault(run.point_id, []).append(run)
-        best: tuple[float | None, str] = None, ""
-        for members in points.values():
-            values = [v for run in members if (v := self._value(run)) is not None]
-            if values and (best[0] is None or sum(values) / len(values) > best[0]):
-                given = members[0].parameters.items()
-                shown = [f"{name} {written(value)}" for name, value in given if name not in ("tau", "beta", "gamma")]
-                best = sum(values) / len(values), " ".join([*shown, f"(n {len(values)})"])
-        return best
+    def _count(self, group: _Group, seen: _Seen, sign: int) -> None:
+        group.count(seen, sign)
+        self._ended += sign * seen.ended
+        self._trained += sign * min(seen.epoch, seen.epochs)
+        self._total += sign * (seen.epoch if seen.ended else seen.epochs)
+        self._longest = max(self._longest, seen.epochs)
 
     def _value(self, run: RunRow) -> float | None:
         summary = run.summary or {}
         return summary.get(self._metric, summary.get("test_top1_last"))
 
+    def lines(self) -> list[Line]:
+        """One line for each pair, method and stage, in the order in which they begin."""
+        driven = self._driven()
+        pairs = {pair for _, pair, _ in self._groups}
+        lines = []
+        for (stage, pair, method), group in self._groups.items():
+            name = "teacher" if stage == TEACHER else method
+            label = " ".join(([pair] if len(pairs) > 1 else []) + [name] + (["(final)"] if stage == FINAL else []))
+            states = group.states
+            lines.append(
+                Line(
+                    label,
+                    states.total(),
+                    states[DONE],
+                    states[RUNNING] if driven else 0,
+                    states[FAILED],
+                    states[PRUNED],
+                    *group.best,
+                )
+            )
+        return lines
+
     def render(self) -> RenderableType:
         """The table and the line below it, as they are now."""
-        runs = self._store.runs(self._study)
-        lines = self.lines(runs)
+        self._look()
+        lines = self.lines()
         prunes = any(line.pruned for line in lines)
         table = Table(title=f"study {self._study}", title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
         table.add_column("method", no_wrap=True)
@@ -123,40 +179,39 @@ class Progress:
                 "" if line.best is None else f"{line.best:.2f}",
                 line.best_at,
             )
-        ended = ProgressBar(total=max(1, self._asked(runs)), completed=sum(run.ended_here for run in runs), width=72)
+        ended = ProgressBar(total=max(1, self._asked), completed=self._ended, width=72)
         below = Table.grid()
         below.add_row(ended)
-        below.add_row(Text(self.line(runs)))
+        below.add_row(Text(self._line()))
         return Group(table, below)
 
-    def _asked(self, runs: Sequence[RunRow]) -> int:
-        return max(len(runs), self.expected or 0)
+    @property
+    def _asked(self) -> int:
+        return max(len(self._seen), self.expected or 0)
 
     def text(self) -> str:
-        """The line below the table, as it is now."""
-        return self.line(self._store.runs(self._study))
+        """The line below the table, as it is now: runs ended of those asked, time left, what else there is to know."""
+        self._look()
+        return self._line()
 
-    def line(self, runs: Sequence[RunRow]) -> str:
-        """One line: runs ended of those asked, time left, and what else there is to know."""
-        ended = sum(run.ended_here for run in runs)
-        asked = self._asked(runs)
-        left = self._seconds_left(runs, asked)
-        parts = [f"{ended} of {asked} runs ended", f"{_duration(time.monotonic() - self._began)} so far"]
-        if left is not None and ended < asked:
+    def _line(self) -> str:
+        left = self._seconds_left()
+        parts = [
+            f"{self._ended} of {self._asked} runs ended",
+            f"{_duration(time.monotonic() - self._began)} so far",
+        ]
+        if left is not None and self._ended < self._asked:
             parts.append(f"about {_duration(left)} left")
         return ", ".join([*parts, *([self.note] if self.note else [])])
 
-    def _seconds_left(self, runs: Sequence[RunRow], asked: int) -> float | None:
-        epochs = sum(min(run.epoch, run.epochs) for run in runs)
+    def _seconds_left(self) -> float | None:
         if self._epochs_before is None:
-            self._epochs_before = epochs
-        trained = epochs - self._epochs_before
-        total = sum(run.epoch if run.ended_here else run.epochs for run in runs)
-        if runs:
-            total += (asked - len(runs)) * max(run.epochs for run in runs)
+            self._epochs_before = self._trained
+        trained = self._trained - self._epochs_before
         if trained < 1:
             return None
-        return (time.monotonic() - self._began) * (total - epochs) / trained
+        total = self._total + (self._asked - len(self._seen)) * self._longest
+        return (time.monotonic() - self._began) * (total - self._trained) / trained
 
 
 class Display:

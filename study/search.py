@@ -1,14 +1,17 @@
 """Which point next: one Optuna study for each pair and method.
 
-Lists are enumerated and enqueued, ranges are sampled: first the protocol's own values and, where asked for, the best
-points of pairs that were searched before. Our point rows are the truth and Optuna's trials follow: a point
-is told once, when its runs have ended, and `reconcile` mends what a driver that died left between the two.
+Lists are enumerated, ranges are sampled: first the protocol's own values and, where asked for, the best points of pairs
+that were searched before. Our point rows are the truth and Optuna's trials follow: a point is told once, when its runs
+have ended, and `reconcile` mends what a driver that died left between the two. A listed point gets its trial when
+Optuna has to know of it, at the pruner's first rung or at its end: a trial costs tens of milliseconds in a database,
+and a study may list thousands.
 """
 
 from __future__ import annotations
 
 import hashlib
 import warnings
+from dataclasses import replace
 from typing import Any
 
 import optuna
@@ -20,13 +23,16 @@ from search_spaces.spaces import MethodSpace, Range, Value
 from study.spec import SearchSpec
 from study.store import COMPLETE, FAILED, PRUNED, PointRow
 from trainables import objectives
+from trainables.protocol import Protocol
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
 # A resumed run passes its rungs again; Optuna keeps the first value, as the store does.
 warnings.filterwarnings("ignore", message=".*is ignored because.*already reported.*")
 
+_POINT = "kdstudy.point"  # a trial's user attribute: the id of its point
 _TOLD = {COMPLETE: TrialState.COMPLETE, FAILED: TrialState.FAIL, PRUNED: TrialState.PRUNED}
+_BEGUN = TrialState.RUNNING
 
 
 def open_storage(url: str) -> optuna.storages.RDBStorage:
@@ -34,6 +40,25 @@ def open_storage(url: str) -> optuna.storages.RDBStorage:
     # Optuna makes its tables without a lock: two studies that begin in a fresh home would collide.
     with FileLock(f"{url.removeprefix('sqlite:///')}.optuna-lock"):
         return optuna.storages.RDBStorage(url, engine_kwargs={"connect_args": {"timeout": 60}})
+
+
+def rungs(search: SearchSpec, protocol: Protocol) -> tuple[int, ...]:
+    """Epochs of a run, before its last, after which the pruner is asked.
+
+    Unless the spec says where the first lies there is one: the first epoch with a lower learning rate, or half of the
+    epochs where the rate never drops. Earlier, and one after the other, decisions lose good points: docs/results/
+    fidelity has the measurement.
+    """
+    if search.pruner == "none":
+        return ()
+    if search.first_rung is None:
+        drops = [epoch for epoch in protocol.milestones if epoch < protocol.epochs]
+        return tuple(epoch for epoch in (*drops, protocol.epochs // 2)[:1] if epoch)
+    found, epoch = [], search.first_rung
+    while epoch < protocol.epochs:
+        found.append(epoch)
+        epoch *= search.reduction
+    return tuple(found)
 
 
 class PointSearch:
@@ -44,35 +69,47 @@ class PointSearch:
         name: `study/pair/method`, the Optuna study's name.
         space: what varies.
         search: sampler, pruner, seed.
-        epochs: of a whole run; rungs lie below.
+        protocol: of the runs.
     """
 
     def __init__(
-        self, storage: optuna.storages.BaseStorage, name: str, space: MethodSpace, search: SearchSpec, epochs: int
+        self,
+        storage: optuna.storages.BaseStorage,
+        name: str,
+        space: MethodSpace,
+        search: SearchSpec,
+        protocol: Protocol,
     ) -> None:
         self.space = space
-        self._search = search
-        self._epochs = epochs
-        self._study = optuna.create_study(
-            storage=storage, study_name=name, direction="maximize", load_if_exists=True, pruner=self._pruner()
-        )
-        self._asked: dict[int, optuna.Trial] = {}
-
-    @property
-    def rungs(self) -> tuple[int, ...]:
+        self.rungs = rungs(search, protocol)
         """Epochs after which the pruner is asked."""
-        if self._search.pruner == "none":
-            return ()
-        rungs, epoch = [], self._search.first_rung
-        while epoch < self._epochs:
-            rungs.append(epoch)
-            epoch *= self._search.reduction
-        return tuple(rungs)
+        self._search = search
+        self._study = optuna.create_study(
+            storage=storage,
+            study_name=name,
+            direction="maximize",
+            load_if_exists=True,
+            # Optuna's default reads all trials whenever a trial is looked at; `_ask` sets the one that is meant.
+            sampler=optuna.samplers.RandomSampler(),
+            pruner=self._pruner(),
+        )
+        self._asked: dict[int | None, optuna.Trial] = {}
 
-    def add(self, values: dict[str, Value]) -> int:
-        """The trial of a point that is given: listed, or tried first."""
-        self._study.enqueue_trial(self._drawn(values))
-        return self._ask()[0]
+    def add(self, point_id: str, values: dict[str, Value]) -> int:
+        """The trial, just begun, of a point that is given: listed, or tried first."""
+        return self._create(point_id, values, TrialState.RUNNING)
+
+    def _create(self, point_id: str, values: dict[str, Value], state: TrialState, value: float | None = None) -> int:
+        trial = optuna.create_trial(
+            state=state,
+            value=value,
+            params=self._drawn(values),
+            distributions=self._distributions(),
+            user_attrs={_POINT: point_id},
+        )
+        storage = self._study._storage  # `Study.add_trial` does not say which number it gave
+        trial_id = storage.create_new_trial(self._study._study_id, template_trial=trial)
+        return storage.get_trial(trial_id).number
 
     def sample(self) -> tuple[int, dict[str, Value]]:
         """A new point from the sampler, with its trial."""
@@ -105,31 +142,58 @@ class PointSearch:
     def report(self, trial: int, epoch: int, value: float) -> bool:
         """Hand a value at a rung to the pruner; True if the point should stop."""
         asked = self._trial(trial)
-        asked.report(value, epoch)
+        # Optuna's rungs lie at powers of the reduction, ours where the schedule has them: it is told which one it is.
+        asked.report(value, self._search.reduction ** self.rungs.index(epoch))
         return asked.should_prune()
 
-    def tell(self, trial: int, state: str, value: float | None) -> None:
-        """Say how a point ended. Telling it again changes nothing; a failed point that was retried is added anew."""
-        frozen = self._frozen(trial)
-        if not frozen.state.is_finished():
-            self._study.tell(trial, value if state == COMPLETE else None, state=_TOLD[state])
-        elif state == COMPLETE and frozen.state == TrialState.FAIL:
-            self._study.add_trial(
-                optuna.create_trial(params=frozen.params, distributions=frozen.distributions, value=value)
-            )
+    def discard(self, trial: int) -> None:
+        """End a trial whose values are those of a point that is there."""
+        self._study.tell(trial, state=TrialState.FAIL)
 
-    def reconcile(self, points: list[PointRow]) -> None:
-        """Bring Optuna's trials in line with our points: tell what was not told, end what has no point."""
-        by_trial = {point.trial: point for point in points}
-        for trial in self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING, TrialState.WAITING)):
-            point = by_trial.get(trial.number)
-            if point is None:
-                if trial.state == TrialState.RUNNING:
-                    self._study.tell(trial.number, state=TrialState.FAIL)
-                else:
-                    self._study.tell(self._study.ask(), state=TrialState.FAIL)
-            elif point.state in _TOLD:
-                self.tell(trial.number, point.state, point.value)
+    def tell(self, point: PointRow) -> int | None:
+        """Say how a point ended; its trial. Telling it again changes nothing.
+
+        None where its values lie outside of the space: a list can only have grown, so an older kdstudy had others.
+        """
+        state, value = _TOLD[point.state], point.value if point.state == COMPLETE else None
+        self._asked.pop(point.trial, None)
+        if point.trial is None:
+            values = self.space.point_of(point.parameters)
+            return None if values is None else self._create(point.point_id, values, state, value)
+        if not self._frozen(point.trial).state.is_finished():
+            self._study.tell(point.trial, value, state=state)
+        return point.trial
+
+    def reconcile(self, points: list[PointRow]) -> list[tuple[PointRow, int]]:
+        """Bring Optuna's trials in line with our points: tell what was not told, end what has no point.
+
+        Returns:
+            Points that did not know their trial, each with its trial.
+        """
+        unknown = [point for point in points if point.state in _TOLD and point.trial is None]
+        if not (unknown or self.space.sampled or self.rungs):
+            return []  # a listed point has no trial before it is told, and reading thousands takes seconds
+        trials = self._study.get_trials(deepcopy=False)
+        mine = {trial.user_attrs.get(_POINT): trial.number for trial in trials}
+        by_trial = {point.trial: point for point in points if point.trial is not None}
+        found = []
+        for point in points:
+            number = mine.get(point.point_id)
+            if point.trial is None and number is not None and trials[number].state in (_TOLD.get(point.state), _BEGUN):
+                found.append((point, number))
+                by_trial[number] = replace(point, trial=number)
+        for trial in trials:
+            if trial.state == _BEGUN:
+                point_of_trial = by_trial.get(trial.number)
+                if point_of_trial is None:
+                    self.discard(trial.number)
+                elif point_of_trial.state in _TOLD:
+                    self.tell(point_of_trial)
+        have = {point.point_id for point, _ in found}
+        for point in unknown:
+            if point.point_id not in have and (number := self.tell(point)) is not None:
+                found.append((point, number))
+        return found
 
     def _trial(self, number: int) -> optuna.Trial:
         if number not in self._asked:
@@ -138,7 +202,8 @@ class PointSearch:
         return self._asked[number]
 
     def _frozen(self, number: int) -> optuna.trial.FrozenTrial:
-        return self._study.get_trials(deepcopy=False)[number]
+        storage = self._study._storage
+        return storage.get_trial(storage.get_trial_id_from_study_id_trial_number(self._study._study_id, number))
 
     def _distributions(self) -> dict[str, BaseDistribution]:
         found: dict[str, BaseDistribution] = {}
@@ -166,9 +231,7 @@ class PointSearch:
     def _pruner(self) -> optuna.pruners.BasePruner:
         if self._search.pruner == "none":
             return optuna.pruners.NopPruner()
-        return optuna.pruners.SuccessiveHalvingPruner(
-            min_resource=self._search.first_rung, reduction_factor=self._search.reduction
-        )
+        return optuna.pruners.SuccessiveHalvingPruner(min_resource=1, reduction_factor=self._search.reduction)
 
 
 def _seed(*parts: Any) -> int:

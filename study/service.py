@@ -16,7 +16,7 @@ from filelock import FileLock, Timeout
 from rich.console import Console
 
 from search_spaces.spaces import MethodSpace
-from study import launcher, record, teachers, tracking
+from study import launcher, logits, record, sharing, teachers, tracking
 from study.driver import Driver
 from study.errors import DONE as EXIT_DONE
 from study.errors import INTERRUPTED, RUNS_FAILED, RequestError
@@ -74,7 +74,7 @@ def run(
         spec: what is asked, as `load_spec` gives it.
         console: where progress is shown; none is shown without one.
         device: `cpu` or `cuda`; by default what the machine has.
-        concurrency: runs at a time; by default one a core, or one a GPU.
+        concurrency: runs at a time; by default one a core, or as many a GPU as fit into its memory.
         track_later: do not ask MLflow to be there; `kdstudy sync` fills it in.
         teachers_only: stop when the teachers are trained.
 
@@ -86,10 +86,17 @@ def run(
         tracking.probe(home.tracking_uri)
     plan = Plan(spec, home)
     found = teachers.find(plan)
+    shown = console or Console(quiet=True)
+
+    def runs_a_gpu() -> int:
+        with shown.status("measuring the memory of a run …"):
+            return sharing.runs_a_gpu(plan)
+
+    machine = launcher.this_machine(device, concurrency, runs_a_gpu)
+    logits.require_room(plan, machine.device)
     with Store(home.store_url).opened() as store, hold(home, spec.name):
         open_study(store, spec)
-        study = _Running(plan, store, console or Console(quiet=True), teachers_only)
-        machine = launcher.this_machine(device, concurrency)
+        study = _Running(plan, store, shown, teachers_only)
         return study.run(machine, found, track_later)
 
 

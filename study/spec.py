@@ -142,7 +142,12 @@ class SearchSpec(_Part):
     pruner: Literal["none", "successive_halving"] = "none"
     points: int | None = Field(None, ge=1, description="points a pair and method with ranges")
     seed: int = Field(0, ge=0, description="seed of the sampler")
-    first_rung: int = Field(1, ge=1, description="successive halving: the epoch of the first decision")
+    first_rung: int | None = Field(
+        None,
+        ge=1,
+        description="successive halving: the epoch of the first decision, with others at `reduction` times the epoch; "
+        "null: one decision, after the first epoch with a lower learning rate",
+    )
     reduction: int = Field(3, ge=2, description="successive halving: one of so many points goes on")
     final_top: int = Field(1, ge=1, description="points a pair and method that the final stage trains again")
     defaults_first: bool = Field(True, description="try the protocol's own values first, where the ranges have them")

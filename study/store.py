@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import sqlite3
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,8 +21,9 @@ import sqlalchemy as sa
 
 from study.errors import RequestError
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 _BUSY_SECONDS = 60  # a writer's patience with the others
+_CHUNK = 500  # rows that one statement names
 
 WAITING, RUNNING, DONE, FAILED, PRUNED = "WAITING", "RUNNING", "DONE", "FAILED", "PRUNED"
 OPEN, COMPLETE = "OPEN", "COMPLETE"  # a point's states, beside FAILED and PRUNED
@@ -90,7 +91,10 @@ _study_runs = sa.Table(
     sa.Column("screening", sa.Boolean, nullable=False, default=False),
     sa.Column("pruned", sa.Boolean, nullable=False, default=False),  # this study's pruner stopped it
     sa.Column("position", sa.BigInteger, nullable=False),  # order in which runs start
+    # Counts the writes to a study's runs, so that whoever follows the study reads only what is newer than it has seen.
+    sa.Column("revision", sa.Integer, nullable=False, server_default="0"),
 )
+_by_revision = sa.Index("ix_kdstudy_study_runs_revision", _study_runs.c.study, _study_runs.c.revision)
 
 _results = sa.Table(
     "kdstudy_results",
@@ -140,6 +144,20 @@ class PointRow:
 
 
 @dataclass(frozen=True)
+class NewRun:
+    """A run that a study asks for."""
+
+    stage: str
+    point_id: str
+    run_id: str
+    seed: int
+    identity: Mapping[str, Any]
+    epochs: int
+    position: int
+    screening: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class RunRow:
     """A run as a study sees it: the run's own row and the study's use of it."""
 
@@ -151,11 +169,12 @@ class RunRow:
     taken_over: bool  # another study trained it to its end
     pruned: bool
     position: int
+    revision: int  # of the study, when this row was written last
     pair: str
     method: str
     parameters: dict[str, Any]
     origin: str
-    identity: dict[str, Any]
+    identity_text: str
     state: str
     owner: str | None
     attempt: int
@@ -169,6 +188,12 @@ class RunRow:
     summary: dict[str, float] | None
     started: float | None
     ended: float | None
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What the run's id is made of. Decoded when asked for: thousands of rows are read by those who do not ask."""
+        found: dict[str, Any] = json.loads(self.identity_text)
+        return found
 
     @property
     def state_here(self) -> str:
@@ -200,11 +225,15 @@ class Store:
                 version = connection.scalar(sa.select(_schema.c.version))
                 if version is None:
                     connection.execute(sa.insert(_schema).values(version=SCHEMA_VERSION))
-                elif version == 1:
-                    # Points of version 1 did not say who had proposed them.
+                elif version in (1, 2):
+                    if version == 1:  # points did not say who had proposed them
+                        connection.exec_driver_sql(
+                            "ALTER TABLE kdstudy_points ADD COLUMN origin VARCHAR(200) NOT NULL DEFAULT ''"
+                        )
                     connection.exec_driver_sql(
-                        "ALTER TABLE kdstudy_points ADD COLUMN origin VARCHAR(200) NOT NULL DEFAULT ''"
+                        "ALTER TABLE kdstudy_study_runs ADD COLUMN revision INTEGER NOT NULL DEFAULT 0"
                     )
+                    _by_revision.create(connection)
                     connection.execute(sa.update(_schema).values(version=SCHEMA_VERSION))
                 elif version != SCHEMA_VERSION:
                     # Inside the transaction, so that the tables of another version stay as they are.
@@ -265,10 +294,18 @@ class Store:
 
     # Points
 
-    def add_point(self, point: PointRow) -> None:
-        """Add a point where the study does not have it yet."""
-        with self._write.begin() as connection:
-            connection.execute(sa.insert(_points).prefix_with("OR IGNORE").values(**vars(point)))
+    def add_points(self, points: Iterable[PointRow]) -> None:
+        """Add points where their study does not have them yet."""
+        rows = [vars(point) for point in points]
+        if rows:
+            with self._write.begin() as connection:
+                connection.execute(sa.insert(_points).prefix_with("OR IGNORE"), rows)
+
+    def point(self, study: str, stage: str, point_id: str) -> PointRow:
+        """One point of a study; it is there."""
+        with self.engine.connect() as connection:
+            row = connection.execute(sa.select(_points).where(_is_point(study, stage, point_id))).one()
+        return PointRow(**row._mapping)
 
     def points(self, study: str, stage: str | None = None) -> list[PointRow]:
         """The points of a study, in the order of their creation."""
@@ -286,83 +323,55 @@ class Store:
         """A point has runs to wait for again."""
         self._set_point(study, stage, point_id, state=OPEN, value=None)
 
+    def set_trial(self, study: str, stage: str, point_id: str, trial: int) -> None:
+        """Record which of Optuna's trials is a point's."""
+        self._set_point(study, stage, point_id, trial=trial)
+
     def _set_point(self, study: str, stage: str, point_id: str, **values: Any) -> None:
-        key = sa.and_(_points.c.study == study, _points.c.stage == stage, _points.c.point_id == point_id)
         with self._write.begin() as connection:
-            connection.execute(sa.update(_points).where(key).values(**values))
+            connection.execute(sa.update(_points).where(_is_point(study, stage, point_id)).values(**values))
 
     # Runs
 
-    def add_run(
-        self,
-        study: str,
-        stage: str,
-        point_id: str,
-        run_id: str,
-        *,
-        seed: int,
-        identity: Mapping[str, Any],
-        epochs: int,
-        position: int,
-        screening: bool = False,
-    ) -> bool:
-        """Let a study ask for a run: a new row, or the row that another study made. False if it had asked before.
+    def add_runs(self, study: str, asked: Sequence[NewRun]) -> list[NewRun]:
+        """Let a study ask for runs: new rows, or rows that another study made. Those that it had not asked for before.
 
         A run that is done is taken over. A failed one is not: it begins again. One that another study's pruner stopped
         is continued from its checkpoint.
         """
-        now = time.time()
+        if not asked:
+            return []
+        added: list[NewRun] = []
         with self._write.begin() as connection:
-            known = connection.execute(
-                sa.select(_study_runs.c.run_id).where(
-                    _study_runs.c.study == study,
-                    _study_runs.c.stage == stage,
-                    _study_runs.c.point_id == point_id,
-                    _study_runs.c.run_id == run_id,
-                )
-            ).first()
-            if known:
-                return False
-            state = connection.scalar(sa.select(_runs.c.state).where(_runs.c.run_id == run_id))
-            if state is None:
-                connection.execute(
-                    sa.insert(_runs).values(
-                        run_id=run_id,
-                        identity=dict(identity),
-                        state=WAITING,
-                        attempt=0,
-                        losses=0,
-                        epochs=epochs,
-                        epoch=0,
-                        device_seconds=0.0,
-                        created=now,
-                    )
-                )
-            elif state == FAILED:
-                _reset(connection, [run_id])
-            elif state == PRUNED:
-                connection.execute(sa.update(_runs).where(_runs.c.run_id == run_id).values(state=WAITING, ended=None))
-            connection.execute(
-                sa.insert(_study_runs).values(
-                    study=study,
-                    stage=stage,
-                    point_id=point_id,
-                    run_id=run_id,
-                    seed=seed,
-                    screening=screening,
-                    pruned=False,
-                    position=position,
-                )
-            )
-        return True
+            for begin in range(0, len(asked), _CHUNK):
+                added += _add_runs(connection, study, asked[begin : begin + _CHUNK])
+        return added
 
-    def runs(self, study: str, stage: str | None = None) -> list[RunRow]:
-        """The runs that a study uses, in the order in which they start."""
+    def runs(
+        self, study: str, stage: str | None = None, point_id: str | None = None, since: int | None = None
+    ) -> list[RunRow]:
+        """The runs that a study uses, in the order in which they start.
+
+        Args:
+            study: its name.
+            stage, point_id: only these.
+            since: only rows that were written after this revision of the study.
+        """
         query = _run_query().where(_study_runs.c.study == study)
         if stage is not None:
             query = query.where(_study_runs.c.stage == stage)
+        if point_id is not None:
+            query = query.where(_study_runs.c.point_id == point_id)
+        if since is not None:
+            query = query.where(_study_runs.c.revision > since)
         with self.engine.connect() as connection:
-            return [RunRow(**row._mapping) for row in connection.execute(query)]
+            return [RunRow(*row) for row in connection.execute(query)]
+
+    def run(self, study: str, run_id: str) -> RunRow:
+        """A run that a study uses, as its first use of it."""
+        query = _run_query().where(_study_runs.c.run_id == run_id, _study_runs.c.study == study).limit(1)
+        with self.engine.connect() as connection:
+            return RunRow(*connection.execute(query).one())
 
     def find_runs(self, prefix: str) -> list[tuple[str, RunRow]]:
         """Runs whose id begins with `prefix`, each with every study that uses it."""
@@ -387,6 +396,7 @@ class Store:
             )
             if changed.rowcount == 0:
                 return None
+            _touch(connection, _study_runs.c.run_id == run_id)
             return connection.scalar(sa.select(_runs.c.attempt).where(_runs.c.run_id == run_id))
 
     def record(
@@ -414,11 +424,14 @@ class Store:
             )
             if changed.rowcount == 0:
                 return False
-            for metrics in epochs:
+            _touch(connection, _study_runs.c.run_id == run_id)
+            if epochs:
                 connection.execute(
-                    sa.insert(_results)
-                    .prefix_with("OR IGNORE")
-                    .values(run_id=run_id, epoch=int(metrics["epoch"]), metrics=dict(metrics), time=now)
+                    sa.insert(_results).prefix_with("OR IGNORE"),
+                    [
+                        {"run_id": run_id, "epoch": int(metrics["epoch"]), "metrics": dict(metrics), "time": now}
+                        for metrics in epochs
+                    ],
                 )
         return True
 
@@ -445,6 +458,8 @@ class Store:
                     .where(_study_runs.c.run_id == run_id, _study_runs.c.study == study)
                     .values(pruned=True)
                 )
+            if changed.rowcount:
+                _touch(connection, _study_runs.c.run_id == run_id)
             return changed.rowcount > 0
 
     def requeue(self, run_id: str, attempt: int, *, lost: bool) -> bool:
@@ -455,17 +470,21 @@ class Store:
                 .where(_runs.c.run_id == run_id, _runs.c.attempt == attempt, _runs.c.state == RUNNING)
                 .values(state=WAITING, owner=None, losses=_runs.c.losses + int(lost))
             )
+            if changed.rowcount:
+                _touch(connection, _study_runs.c.run_id == run_id)
             return changed.rowcount > 0
+
+    def resume_pruned(self, run_id: str) -> None:
+        """Let a run wait again that another study's pruner stopped."""
+        with self._write.begin() as connection:
+            _resume_pruned(connection, [run_id])
 
     def requeue_owned(self, study: str) -> int:
         """Let the runs wait again that a driver of this study left running; only for the one who holds its lock."""
+        left = sa.and_(_runs.c.owner == study, _runs.c.state == RUNNING)
         with self._write.begin() as connection:
-            changed = connection.execute(
-                sa.update(_runs)
-                .where(_runs.c.owner == study, _runs.c.state == RUNNING)
-                .values(state=WAITING, owner=None)
-            )
-            return changed.rowcount
+            _touch(connection, _study_runs.c.run_id.in_(sa.select(_runs.c.run_id).where(left)))
+            return connection.execute(sa.update(_runs).where(left).values(state=WAITING, owner=None)).rowcount
 
     def retry_failed(self, study: str) -> int:
         """Let the failed runs of a study begin again; how many there are. Their points are open again."""
@@ -479,10 +498,12 @@ class Store:
             _reset(connection, failed)
             return len(failed)
 
-    def history(self, run_id: str) -> list[dict[str, float]]:
-        """Metrics of a run by epoch, each with its time stamp as `time` (seconds since 1970)."""
+    def history(self, run_id: str, after: int = 0) -> list[dict[str, float]]:
+        """Metrics of a run by epoch, from those beyond `after`, each with its `time` (seconds since 1970)."""
         query = (
-            sa.select(_results.c.metrics, _results.c.time).where(_results.c.run_id == run_id).order_by(_results.c.epoch)
+            sa.select(_results.c.metrics, _results.c.time)
+            .where(_results.c.run_id == run_id, _results.c.epoch > after)
+            .order_by(_results.c.epoch)
         )
         with self.engine.connect() as connection:
             return [{**row.metrics, "time": row.time} for row in connection.execute(query)]
@@ -545,14 +566,15 @@ def _run_query() -> sa.Select[Any]:
             use.point_id,
             use.seed,
             use.screening,
+            sa.and_(run.state == DONE, run.owner != use.study).label("taken_over"),
             use.pruned,
             use.position,
-            sa.and_(run.state == DONE, run.owner != use.study).label("taken_over"),
+            use.revision,
             point.pair,
             point.method,
             point.parameters,
             point.origin,
-            run.identity,
+            sa.type_coerce(run.identity, sa.Text).label("identity_text"),
             run.state,
             run.owner,
             run.attempt,
@@ -576,28 +598,104 @@ def _run_query() -> sa.Select[Any]:
     )
 
 
+def _is_point(study: str, stage: str, point_id: str) -> sa.ColumnElement[bool]:
+    return sa.and_(_points.c.study == study, _points.c.stage == stage, _points.c.point_id == point_id)
+
+
+def _touch(connection: sa.Connection, which: sa.ColumnElement[bool]) -> None:
+    """Give the uses of runs that were written to a new revision, in each study that has them."""
+    other = _study_runs.alias()
+    newest = sa.select(sa.func.max(other.c.revision)).where(other.c.study == _study_runs.c.study).scalar_subquery()
+    connection.execute(sa.update(_study_runs).where(which).values(revision=newest + 1))
+
+
+def _add_runs(connection: sa.Connection, study: str, asked: Sequence[NewRun]) -> list[NewRun]:
+    """`Store.add_runs`, of as many as one statement can name."""
+    ids = list({run.run_id for run in asked})
+    use = _study_runs.c
+    uses = sa.select(use.stage, use.point_id, use.run_id).where(use.run_id.in_(ids), use.study == study)
+    known = {tuple(row) for row in connection.execute(uses)}
+    added = {key: run for run in asked if (key := (run.stage, run.point_id, run.run_id)) not in known}
+    if not added:
+        return []
+    wanted = {run.run_id: run for run in added.values()}
+    rows = connection.execute(sa.select(_runs.c.run_id, _runs.c.state).where(_runs.c.run_id.in_(wanted)))
+    states: dict[str, str] = {row.run_id: row.state for row in rows}
+    _reset(connection, [run_id for run_id, state in states.items() if state == FAILED])
+    _resume_pruned(connection, [run_id for run_id, state in states.items() if state == PRUNED])
+    now = time.time()
+    new = [
+        {
+            "run_id": run_id,
+            "identity": dict(run.identity),
+            "state": WAITING,
+            "attempt": 0,
+            "losses": 0,
+            "epochs": run.epochs,
+            "epoch": 0,
+            "device_seconds": 0.0,
+            "created": now,
+        }
+        for run_id, run in wanted.items()
+        if run_id not in states
+    ]
+    if new:
+        connection.execute(sa.insert(_runs), new)
+    newest = connection.scalar(sa.select(sa.func.max(use.revision)).where(use.study == study)) or 0
+    connection.execute(
+        sa.insert(_study_runs),
+        [
+            {
+                "study": study,
+                "stage": run.stage,
+                "point_id": run.point_id,
+                "run_id": run.run_id,
+                "seed": run.seed,
+                "screening": run.screening,
+                "pruned": False,
+                "position": run.position,
+                "revision": newest + 1,
+            }
+            for run in added.values()
+        ],
+    )
+    return list(added.values())
+
+
+def _resume_pruned(connection: sa.Connection, run_ids: Sequence[str]) -> None:
+    """Runs that a study's pruner stopped go on for another, from their checkpoints."""
+    if run_ids:
+        pruned = sa.and_(_runs.c.run_id.in_(run_ids), _runs.c.state == PRUNED)
+        changed = connection.execute(sa.update(_runs).where(pruned).values(state=WAITING, ended=None))
+        if changed.rowcount:
+            _touch(connection, _study_runs.c.run_id.in_(run_ids))
+
+
 def _reset(connection: sa.Connection, run_ids: Sequence[str]) -> None:
     """Runs that failed begin again, from nothing; their numbers of attempts go on.
 
-    Their points are open again, in each study that uses them.
+    Their points are open again, in each study that uses them. Optuna's trial of a point that failed has ended, so the
+    point is told as another trial.
     """
-    uses = connection.execute(
-        sa.select(_study_runs.c.study, _study_runs.c.stage, _study_runs.c.point_id).where(
-            _study_runs.c.run_id.in_(run_ids)
-        )
-    )
-    for study, stage, point_id in uses.all():
+    for begin in range(0, len(run_ids), _CHUNK):
+        ids = run_ids[begin : begin + _CHUNK]
+        use, point = _study_runs.c, _points.c
+        uses = sa.select(use.study, use.stage, use.point_id).where(use.run_id.in_(ids))
+        for study, stage, point_id in connection.execute(uses).all():
+            connection.execute(
+                sa.update(_points)
+                .where(_is_point(study, stage, point_id))
+                .values(state=OPEN, value=None, trial=sa.case((point.state == FAILED, None), else_=point.trial))
+            )
+        connection.execute(sa.delete(_results).where(_results.c.run_id.in_(ids)))
         connection.execute(
-            sa.update(_points)
-            .where(_points.c.study == study, _points.c.stage == stage, _points.c.point_id == point_id)
-            .values(state=OPEN, value=None)
+            sa.update(_runs)
+            .where(_runs.c.run_id.in_(ids))
+            .values(
+                state=WAITING, owner=None, losses=0, epoch=0, checkpoint=None, reason=None, summary=None, ended=None
+            )
         )
-    connection.execute(sa.delete(_results).where(_results.c.run_id.in_(run_ids)))
-    connection.execute(
-        sa.update(_runs)
-        .where(_runs.c.run_id.in_(run_ids))
-        .values(state=WAITING, owner=None, losses=0, epoch=0, checkpoint=None, reason=None, summary=None, ended=None)
-    )
+        _touch(connection, use.run_id.in_(ids))
 
 
 def _configure_sqlite(connection: Any, _record: Any) -> None:

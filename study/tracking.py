@@ -2,6 +2,7 @@
 
 Every MLflow run carries its key as a tag, so that it is found again; points carry the store's time stamps, so that
 logging one twice changes nothing. A tracker that is down delays this and stops nothing: `sync` completes it later.
+A pass reads what was written since the pass before, so it costs what happened and not what the study has.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ import threading
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 from search_spaces import pairs
@@ -79,8 +82,12 @@ class Tracker:
         self._study = study
         self._client: Any = None
         self._experiment = ""
-        self._known: dict[str, str] = {}
-        self._settled: dict[str, tuple[str, float | None]] = {}  # ended runs that MLflow has in full
+        self._known: dict[str, str] = {}  # MLflow's runs, by key
+        self._tracked: dict[str, tuple[str, int, str | None]] = {}  # the store's memory of them
+        self._revision = -1  # of the study: what was written up to it, MLflow has
+        self._begun: dict[str, RunRow] = {}  # runs that MLflow has as they are now and will have otherwise, by key
+        self._groups: dict[tuple[str, str], _Group] = {}
+        self._teachers: dict[tuple[str, int | None], RunRow] = {}  # the runs that train them, by pair and fold
         self._lock = threading.Lock()  # the background's last pass may still be waiting for a slow server
 
     def sync(self, *, live: bool) -> None:
@@ -99,45 +106,47 @@ class Tracker:
 
     def _sync(self, live: bool) -> None:
         self._connect()
-        runs = self._store.runs(self._study)
-        tracked = self._store.tracked(self._study, self._home.tracking_uri)
+        changed = self._store.runs(self._study, since=self._revision)
         overview = overview_of(self._store, self._study)
-        if live:
+        if not live:
             # What changes by the second waits for the end, or every pass would write it again.
-            for name in ("counts", "wall_seconds", "device_seconds"):
-                overview.pop(name)
+            overview |= totals_of(self._store, self._study)
         self._show(
-            tracked,
             "study",
             name=f"study {self._study}",
             tags={"kdstudy.kind": "study", "kdstudy.warnings": "; ".join(overview.get("warnings", ()))[:4000]},
-            params={},
-            metrics={},
             status=None if live else "FINISHED",
             texts={"study.json": json.dumps(overview, indent=2)},
         )
-        parents = {}
-        groups: dict[tuple[str, str], list[RunRow]] = {}
-        for run in runs:
-            if run.stage != TEACHER:
-                groups.setdefault((run.pair, run.method), []).append(run)
-        for (pair, method), members in groups.items():
-            parents[pair, method] = self._show(
-                tracked,
+        for run in changed:
+            if run.stage == TEACHER:
+                if run.attempt > 0:
+                    self._teachers[run.pair, run.parameters.get("fold")] = run
+            else:
+                self._groups.setdefault((run.pair, run.method), _Group()).take(run)
+        parents = {
+            (pair, method): self._show(
                 f"group:{pair}/{method}",
                 name=f"{pair} {method}",
                 tags={"kdstudy.kind": "group"},
                 params={"pair": pair, "method": method},
-                metrics={},
                 status=None if live else "FINISHED",
-                texts={},
-                started=min((run.started for run in members if run.started), default=None),
-                ended=None if live else max((run.ended for run in members if run.ended), default=None),
+                started=group.started,
+                ended=None if live else group.ended,
             )
-        self._show_teachers(tracked, overview, runs, live)
-        for run in runs:
-            if run.stage != TEACHER and (run.attempt > 0 or run.state == DONE):
-                self._show_run(tracked, run, overview, parents[run.pair, run.method], live)
+            for (pair, method), group in self._groups.items()
+        }
+        self._show_teachers(overview, live)
+        shown = {_key(run): run for run in changed if run.stage != TEACHER and (run.attempt > 0 or run.state == DONE)}
+        if not live:
+            shown = self._begun | shown  # nobody goes on with them now
+        for key, run in shown.items():
+            self._show_run(key, run, overview, parents[run.pair, run.method], live)
+            if run.state_here in _STATUS:
+                self._begun.pop(key, None)
+            else:
+                self._begun[key] = run
+        self._revision = max([self._revision, *(run.revision for run in changed)])
 
     def _connect(self) -> None:
         if self._client is not None:
@@ -171,47 +180,61 @@ class Tracker:
             token = page.token
             if not token:
                 break
+        self._tracked = self._store.tracked(self._study, uri)
         self._client = client
 
     def _show(
         self,
-        tracked: Mapping[str, tuple[str, int, str | None]],
         key: str,
         *,
         name: str,
         tags: dict[str, str],
-        params: dict[str, str],
-        metrics: dict[str, float],
+        params: Mapping[str, str] = MappingProxyType({}),
+        metrics: Mapping[str, float] = MappingProxyType({}),
         status: str | None,
-        texts: dict[str, str],
-        epochs: Sequence[Mapping[str, float]] | None = None,
+        texts: Mapping[str, str] = MappingProxyType({}),
+        run: RunRow | None = None,
+        over: bool = False,
         started: float | None = None,
         ended: float | None = None,
     ) -> str:
-        """Bring one MLflow run to this state; returns its id. `status` None means RUNNING."""
+        """Bring one MLflow run to this state; returns its id.
+
+        Args:
+            key: what it shows.
+            name, tags, params, metrics, texts: all that it says; `metrics` without those by epoch.
+            status: MLflow's; None means RUNNING.
+            run: whose epochs it shows; they are read only where MLflow lacks something.
+            over: whether no epoch will come, so that they are all written to a file.
+            started, ended: seconds since 1970.
+        """
         from mlflow.entities import Metric, Param, RunTag
 
-        run_id, cursor, shown = tracked.get(key, ("", 0, None))
+        run_id, cursor, shown = self._tracked.get(key, ("", 0, None))
         if self._known.get(key) != run_id or not run_id:
             run_id, cursor, shown = self._known.get(key, ""), 0, None
         if not run_id:
-            run = self._client.create_run(
+            made = self._client.create_run(
                 self._experiment,
                 start_time=_milliseconds(started),
                 tags={KEY: key, "kdstudy.study": self._study},
                 run_name=name,
             )
-            run_id = self._known[key] = run.info.run_id
-        face = digest([name, tags, params, metrics, status, ended, sorted(texts.items())])
-        new = [row for row in epochs or () if row["epoch"] > cursor]
-        if face == shown and not new:
+            run_id = self._known[key] = made.info.run_id
+        face = digest([name, tags, dict(params), dict(metrics), status, ended, sorted(texts.items())])
+        if face == shown and (run is None or run.epoch <= cursor):
             return run_id
+        whole = over and face != shown
+        history = self._store.history(run.run_id, after=0 if whole else cursor) if run else []
+        if whole and history:
+            texts = {**texts, "history.csv": _csv(history)}
         if face != shown:
             self._client.log_batch(
                 run_id,
                 params=[Param(k, v) for k, v in params.items()],
                 tags=[RunTag(k, v) for k, v in {**tags, "mlflow.runName": name}.items()],
             )
+        new = [row for row in history if row["epoch"] > cursor]
         stamp = _milliseconds(ended or started) or 0
         points = [Metric(k, v, stamp, 0) for k, v in metrics.items() if math.isfinite(v)] if face != shown else []
         points += [
@@ -231,28 +254,17 @@ class Tracker:
                 self._client.set_terminated(run_id, status=status, end_time=_milliseconds(ended))
         cursor = max([cursor, *(int(row["epoch"]) for row in new)])
         self._store.set_tracked(self._study, self._home.tracking_uri, key, run_id, cursor, face)
+        self._tracked[key] = run_id, cursor, face
         return run_id
 
-    def _show_run(
-        self,
-        tracked: Mapping[str, tuple[str, int, str | None]],
-        run: RunRow,
-        overview: Mapping[str, Any],
-        parent: str,
-        live: bool,
-    ) -> None:
-        key = f"run:{run.stage}:{run.point_id}:{run.run_id}"
+    def _show_run(self, key: str, run: RunRow, overview: Mapping[str, Any], parent: str, live: bool) -> None:
         state = run.state_here
-        if self._settled.get(key) == (state, run.ended):
-            return
         ended = state in _STATUS
-        history = self._store.history(run.run_id)
         identity = run.identity
         teacher = identity["teacher"]
         architectures = run.pair.partition("/")[2].partition("@")[0]
         known: dict[str, Any] = next((e for e in overview["teachers"] if teacher and e["pair"] == run.pair), {})
         self._show(
-            tracked,
             key,
             name=_run_name(run),
             tags={
@@ -290,34 +302,23 @@ class Tracker:
                 **({"device_seconds": run.device_seconds} if ended else {}),
             },
             status=_STATUS[state] if ended else None if live else "KILLED",
-            texts={"history.csv": _csv(history)} if ended and history else {},
-            epochs=history,
+            run=run,
+            over=ended,
             started=run.started,
             ended=run.ended,
         )
-        if ended:
-            self._settled[key] = state, run.ended
 
-    def _show_teachers(
-        self,
-        tracked: Mapping[str, tuple[str, int, str | None]],
-        overview: Mapping[str, Any],
-        runs: Sequence[RunRow],
-        live: bool,
-    ) -> None:
+    def _show_teachers(self, overview: Mapping[str, Any], live: bool) -> None:
         known = {teacher["pair"]: teacher for teacher in overview["teachers"]}
-        trained: dict[tuple[str, int | None], RunRow | None] = {(pair, None): None for pair in known}
-        for each in runs:
-            if each.stage == TEACHER and each.attempt > 0:
-                trained.pop((each.pair, None), None)
-                trained[each.pair, each.parameters.get("fold")] = each
-        for (pair, fold), run in trained.items():
+        trained = {pair for pair, _ in self._teachers}
+        runs: dict[tuple[str, int | None], RunRow | None] = {
+            (pair, None): None for pair in known if pair not in trained
+        }
+        for (pair, fold), run in (runs | self._teachers).items():
             teacher = known.get(pair, {})
-            history = self._store.history(run.run_id) if run else []
             state = run.state if run else DONE
             which = "" if fold is None else f" without fold {fold}"
             self._show(
-                tracked,
                 f"teacher:{pair}{'' if fold is None else f':{fold}'}",
                 name=f"teacher of {pair}{which}",
                 tags={
@@ -332,11 +333,24 @@ class Tracker:
                 },
                 metrics={name: teacher[name] for name in _TEACHER_METRICS if name in teacher},
                 status=_STATUS.get(state) or (None if live else "KILLED"),
-                texts={"history.csv": _csv(history)} if state in _STATUS and history else {},
-                epochs=history,
+                run=run,
+                over=state in _STATUS,
                 started=run.started if run else None,
                 ended=run.ended if run else None,
             )
+
+
+@dataclass
+class _Group:
+    """When the runs of one pair and method began and ended."""
+
+    started: float | None = None
+    ended: float | None = None
+
+    def take(self, run: RunRow) -> None:
+        """Count a run in."""
+        self.started = min((time for time in (self.started, run.started) if time), default=None)
+        self.ended = max((time for time in (self.ended, run.ended) if time), default=None)
 
 
 class BackgroundTracker:
@@ -378,17 +392,24 @@ class BackgroundTracker:
 
 
 def overview_of(store: Store, study: str) -> dict[str, Any]:
-    """The study as a whole, as `study.json` shows it."""
+    """The study as a whole, as `study.json` shows it while runs go on."""
     spec, info = store.spec(study), store.info(study)
-    runs = {(run.stage, run.run_id): run for run in store.runs(study) if run.stage != TEACHER}.values()
-    states = [run.state_here for run in runs]
     return {
         "study": study,
         "spec": spec,
         "teachers": [],
         "protocol": {"base": (spec or {})["protocol"]["base"]},
-        **{key: value for key, value in info.items() if key != "created"},
+        **{key: value for key, value in info.items() if key not in ("created", "wall_seconds")},
         "seeds": (spec or {})["seeds"],
+    }
+
+
+def totals_of(store: Store, study: str) -> dict[str, Any]:
+    """What `study.json` has beside that when a study is left: how many runs ended how, and what they cost."""
+    runs = {(run.stage, run.run_id): run for run in store.runs(study) if run.stage != TEACHER}.values()
+    states = [run.state_here for run in runs]
+    return {
+        "wall_seconds": store.info(study)["wall_seconds"],
         "counts": {
             "asked": len(states),
             "done": states.count(DONE),
@@ -399,6 +420,10 @@ def overview_of(store: Store, study: str) -> dict[str, Any]:
         },
         "device_seconds": sum(run.device_seconds for run in runs if not run.taken_over),
     }
+
+
+def _key(run: RunRow) -> str:
+    return f"run:{run.stage}:{run.point_id}:{run.run_id}"
 
 
 def _param(value: float | str | bool) -> str:

@@ -11,8 +11,10 @@ import json
 import traceback
 from typing import Any
 
+import torch
 from ray import tune
 
+from trainables.memory import is_out_of_memory
 from trainables.runner import Runner
 
 # Results are gathered for so long before they are sent: each costs the driver about 10 ms.
@@ -48,8 +50,12 @@ class RunTrainable(tune.Trainable):
                 "device": str(self._request["device"]),
                 "done": True,
                 "failed": f"{type(error).__name__}: {error}",
+                "out_of_memory": is_out_of_memory(error),
                 "traceback": traceback.format_exc(),
             }
+            self._runner = None  # what it holds of a GPU, others may need
+        if report.get("out_of_memory"):
+            torch.cuda.empty_cache()  # or the allocator would keep it
         return {"report": json.dumps(report), "done": report["done"]}
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:

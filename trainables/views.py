@@ -2,7 +2,7 @@
 
 `CropFlip` crops the zero-padded image, as whole-batch tensor operations. Padding 4 with a flip has 9 * 9 * 2 = 162
 views of an image, so a view has a number, the same views come back in other epochs, and a teacher's answers to them
-could be stored. `RandomResizedCrop` scales a part of the image, and `RandAugment` distorts what one of these shows:
+are stored. `RandomResizedCrop` scales a part of the image, and `RandAugment` distorts what one of these shows:
 both work image by image, with Pillow.
 """
 

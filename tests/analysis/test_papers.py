@@ -67,6 +67,7 @@ def test_the_papers_own_protocol_is_comparable() -> None:
     [
         ({"protocol": {"base": "digits-quick"}}, "the papers' protocol is crd-240, this study's digits-quick"),
         ({"protocol_changes": [{"field": "lr", "base": 0.05, "value": 0.1}]}, "lr is 0.1, the papers' is 0.05"),
+        ({"protocol_changes": [{"field": "epochs", "base": 240, "value": 80}]}, "epochs is 80, the papers' is 240"),
         ({"cuts": ["epochs 240 -> 1"]}, "cut: epochs 240 -> 1"),
         ({"data": {**PAPER["data"], "train_images": 25000}}, "25000 of 50000 training images"),
         ({"data": {**PAPER["data"], "test_images": 100}}, "100 of 10000 test images"),

@@ -3,13 +3,14 @@
 import csv
 import io
 import re
+from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from analysis import load_history, load_runs, load_studies, tables
+from analysis import load_history, load_runs, load_studies, report, tables
 from analysis.points import points
 from analysis.statistics import estimate
 from analysis.tables import Table, latex_escape, markdown_escape
@@ -146,6 +147,29 @@ def test_search_points_are_listed_in_the_order_of_their_start(store: str) -> Non
     # the screening seed (80) is left out where another seed follows; the pruned one shows where it was stopped
     assert tried["value"].tolist() == [81.0, 70.0, 79.0]
     assert len(tables.searched(load_runs(store, "ablation"), load_history(store, "ablation"))) == 0
+
+
+@pytest.mark.parametrize("selection", ["validation", "paper"])
+def test_no_table_has_a_number_of_a_run_that_was_stopped_early(
+    selection: str, write: Any, made: Any, store: str, tmp_path: Path
+) -> None:
+    name = f"stopped-by-{selection}"
+    searched = {"stage": "search", "validation": selection == "validation"}
+    stopped = {**searched, "state": "PRUNED", "curve": (98.75, 98.75)}
+    runs = [
+        made.Run("kd", 1, 70.0, screening=True, **searched),
+        made.Run("kd", 2, 71.0, **searched),
+        made.Run("loca", 1, 72.0, 0.9, screening=True, **searched),
+        made.Run("loca", 2, 98.75, 0.9, **stopped),
+        made.Run("loca", 1, 98.75, 0.5, screening=True, **stopped),
+    ]
+    if selection == "validation":
+        runs += made.sweep({("kd", None): (70.0, 71.0)}, stage="final")
+    write(made.study_record(name, mode="search", selection=selection), runs)
+    folder = report(store, name, tmp_path / "out").parent / "tables"
+    texts = {file.name: file.read_text(encoding="utf-8") for file in folder.iterdir()}
+    assert any("PRUNED" in text for text in texts.values())
+    assert not [name for name, text in texts.items() if "98.75" in text]
 
 
 def test_runs_without_a_result_are_listed_with_their_reason(store: str) -> None:

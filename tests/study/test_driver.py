@@ -6,6 +6,7 @@ from typing import Any
 
 import optuna
 import pytest
+import sqlalchemy as sa
 
 from study.search import open_storage
 from study.store import COMPLETE, DONE, FAILED, OPEN, PRUNED, RUNNING, WAITING
@@ -568,3 +569,129 @@ def test_a_study_without_methods_trains_its_teachers_and_nobody_else() -> None:
     simulation.finish()
     assert [run.stage for run in simulation.store.runs("sim")] == ["teacher"]
     assert simulation.driver.finished
+
+
+# What an event costs
+
+
+class Work:
+    """Counts the SQL statements of a simulation's store, and SQLite's steps."""
+
+    def __init__(self, simulation: Simulation) -> None:
+        self.statements = self.steps = 0
+        engine = simulation.store.engine
+        sa.event.listen(engine, "before_cursor_execute", self._statement)
+        sa.event.listen(engine, "checkout", lambda connection, *_: connection.set_progress_handler(self._step, 1))
+
+    def _statement(self, *_: Any) -> None:
+        self.statements += 1
+
+    def _step(self) -> None:
+        self.steps += 1
+
+    def of(self, event: Any) -> tuple[int, int]:
+        before = self.statements, self.steps
+        event()
+        return self.statements - before[0], self.steps - before[1]
+
+
+def event_costs(simulation: Simulation) -> list[tuple[int, int]]:
+    """Of a claim, a report within a run, its last report, and the question whether all is over."""
+    work = Work(simulation)
+    costs = []
+    for _ in range(3):
+        claimed: list[dict[str, Any]] = []
+        simulation.driver._polled = float("inf")  # the look for requests comes once a second
+        costs.append(work.of(lambda to=claimed: to.append(simulation.claim())))
+        (request,) = claimed
+        costs.append(work.of(lambda r=request: simulation.driver.on_report(simulation.report(r, 1, 2))))
+        costs.append(work.of(lambda r=request: simulation.driver.on_report(simulation.report(r, 3, 4))))
+        costs.append(work.of(lambda: simulation.driver.finished))
+    return costs
+
+
+def half_done(points: int) -> Simulation:
+    """A study of lists of which half of the runs have ended, some of them in another study."""
+    alphas = [round(0.5 + 0.4 * index / points, 6) for index in range(points)]
+    Simulation(lists(name="other", methods={"loca": {"alpha": alphas[::4]}}, seeds=1)).finish()
+    simulation = Simulation(lists(methods={"loca": {"alpha": alphas}}, seeds=2))
+    for _ in range(points - len(alphas[::4])):
+        request = simulation.claim()
+        assert request is not None
+        simulation.driver.on_report(simulation.report(request, 1, 4))
+    return simulation
+
+
+def test_an_event_costs_the_same_in_a_study_of_many_runs(home: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    small = event_costs(half_done(8))
+    monkeypatch.setenv("KDSTUDY_HOME", str(home.with_name("larger")))
+    large = event_costs(half_done(40))
+    assert [statements for statements, _ in large] == [statements for statements, _ in small]
+    assert all(0 < statements < 30 for statements, _ in small)
+    # A row of the runs takes some 50 steps; a run that another study shares, one more row or two.
+    assert all(abs(a - b) < 150 for (_, a), (_, b) in zip(large, small, strict=True))
+
+
+def test_proposing_a_point_costs_the_same_after_many(home: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    costs = []
+    for points in (4, 24):
+        monkeypatch.setenv("KDSTUDY_HOME", str(home.with_name(f"of-{points}")))
+        simulation = searched(search={"sampler": "random", "points": points + 1})
+        for _ in range(points):
+            request = simulation.claim()
+            assert request is not None
+            simulation.driver.on_report(simulation.report(request, 1, 4))
+        simulation.driver._polled = float("inf")
+        costs.append(Work(simulation).of(simulation.claim))
+    assert costs[0][0] == costs[1][0]
+    assert abs(costs[0][1] - costs[1][1]) < 150
+
+
+def test_a_study_of_lists_has_no_trial_before_a_point_has_ended_and_one_for_each_after() -> None:
+    simulation = Simulation(lists())
+    assert trials(simulation, "loca") == []
+    simulation.finish()
+    points = {p.trial: p.parameters["alpha"] for p in simulation.store.points("sim") if p.method == "loca"}
+    assert {trial.number: trial.params["alpha"] for trial in trials(simulation, "loca")} == points
+
+
+@pytest.mark.parametrize("table", ["trials", "points"])
+def test_a_kill_between_a_points_end_and_its_trial_is_mended(table: str) -> None:
+    """Optuna was not told yet; or it was, and the point does not know its trial."""
+    simulation = Simulation(lists())
+    simulation.finish()
+    before = [(trial.params, trial.value) for trial in trials(simulation, "loca")]
+    with simulation.store.engine.begin() as connection:
+        connection.exec_driver_sql("UPDATE kdstudy_points SET trial = NULL")
+        if table == "trials":
+            for name in ("trial_values", "trial_params", "trial_user_attributes", "trials"):
+                connection.exec_driver_sql(f"DELETE FROM {name}")
+    again = Simulation(lists())
+    assert sorted((str(trial.params), trial.value) for trial in trials(again, "loca")) == sorted(
+        (str(params), value) for params, value in before
+    )
+    assert all(point.trial is not None for point in again.store.points("sim"))
+
+
+def test_a_run_that_another_studys_pruner_stops_is_continued_by_a_study_that_waits_for_it() -> None:
+    same: dict[str, Any] = {
+        "methods": {"loca": {"alpha": [1.05, 0.5]}},
+        "teacher": {"checkpoint": "given"},
+        "seeds": 1,
+        "protocol": {"base": "digits-quick", "epochs": 8},
+    }
+    pruner = {"sampler": "grid", "pruner": "successive_halving", "first_rung": 1, "reduction": 2}
+    pruning = Simulation(spec_of(**same, search=pruner, selection="paper"))
+    strong = pruning.claim()
+    assert strong is not None
+    pruning.train(strong)
+    weak = pruning.claim()
+    assert weak is not None
+    for_all = Simulation(spec_of(**same, name="other"), owner_alive=lambda study: True)
+    assert for_all.claim() is None  # the other driver is at it
+    pruning.train(weak)
+    assert [run.pruned for run in pruning.store.runs("sim")].count(True) == 1
+    for_all.finish()
+    assert set(for_all.states().values()) == {DONE}
+    assert [request["run_id"] for request in for_all.requests] == [weak["run_id"]]
+    assert for_all.requests[0]["resume_from"] is not None

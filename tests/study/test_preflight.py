@@ -22,14 +22,29 @@ def forecast(**changes: Any) -> preflight.Forecast:
 
 def test_runs_time_and_disk_are_added_up_from_a_measured_step() -> None:
     keep_teacher(scale=1.0)
-    found = forecast(methods={"ce": {}, "kd": {}, "loca": {"alpha": [0.5, 0.9]}}, seeds=3)
+    methods = {"ce": {}, "kd": {}, "loca": {"alpha": [0.5, 0.9]}}
+    online = {"checkpoint": "given", "logits": "online"}
+    found = forecast(methods=methods, seeds=3, teacher=online)
     assert (found.points, found.runs, found.known) == (4, 12, 0)
     (pair,) = found.pairs
     assert pair.seconds_taught > pair.seconds_plain > 0
+    assert pair.seconds_logits == found.logit_bytes == 0
+    assert "asked at each step (teacher.logits: online)" in pair.logits
     # A quarter of the points has no teacher; two runs go at a time.
     mean = (pair.seconds_plain + 3 * pair.seconds_taught) / 4
     assert found.seconds == pytest.approx(12 * mean / 2)
     assert found.disk_bytes > 12 * 8 * models.count_parameters(models.build("cnn3", 10))
+
+
+def test_a_teacher_whose_logits_are_stored_is_asked_about_each_view_once() -> None:
+    keep_teacher(scale=1.0)
+    found = forecast(methods={"kd": {}, "loca": {"alpha": [0.5, 0.9]}}, seeds=3)
+    (pair,) = found.pairs
+    assert pair.seconds_taught == pair.seconds_plain
+    assert found.seconds == pytest.approx((9 * pair.seconds_taught + pair.seconds_logits) / 2)
+    assert pair.seconds_logits > 0
+    assert found.logit_bytes > 0
+    assert "is asked about once" in pair.logits
 
 
 def test_a_teacher_that_several_pairs_need_is_paid_for_once() -> None:

@@ -73,3 +73,26 @@ def test_pruned_runs_are_shown_where_there_are_any() -> None:
     shown = text(Progress(simulation.store, "sim", "val_top1_last"))
     assert "pruned" in shown
     assert int(row(shown, "loca")[5]) > 0
+
+
+def test_a_table_that_followed_a_study_says_what_one_drawn_anew_says() -> None:
+    """The counts are kept up by the rows that changed, through ends, failures and retries."""
+    simulation = Simulation(spec_of(**LISTS))
+    followed = Progress(simulation.store, "sim", "test_top1_last")
+    for number in range(6):
+        request = simulation.claim()
+        assert request is not None
+        simulation.driver.on_report(simulation.report(request, 1, 2))
+        if number % 3 == 1:
+            simulation.driver.on_report(simulation.report(request, 3, 3, failed="boom", done=True))
+        else:
+            simulation.train(request)
+        anew = Progress(simulation.store, "sim", "test_top1_last")
+        assert text(followed).splitlines()[:-1] == text(anew).splitlines()[:-1]
+    assert row(text(followed), "loca")[1:5] == ["4", "2", "0", "2"]
+    simulation.store.retry_failed("sim")
+    assert row(text(followed), "loca")[1:5] == ["4", "2", "0", "0"]
+    assert "4 of 6 runs ended" in text(followed)
+    simulation.finish()
+    assert "6 of 6 runs ended" in text(followed)
+    assert "alpha 1 (n 2)" in text(followed)

@@ -7,7 +7,7 @@ import multiprocessing
 import queue
 import sqlite3
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from study.store import (
     RUNNING,
     SCHEMA_VERSION,
     WAITING,
+    NewRun,
     PointRow,
     RunRow,
     Store,
@@ -57,9 +58,9 @@ def ask(store: Store, study: str, run_id: str = RUN, point_id: str = POINT, **ch
     if study not in store.study_names():
         store.create_study(study, {"name": study})
     stage = changes.pop("stage", "ablation")
-    store.add_point(point_of(study, point_id, stage))
+    store.add_points([point_of(study, point_id, stage)])
     options = {"seed": 0, "identity": {"data": "d"}, "epochs": 3, "position": 0, **changes}
-    return store.add_run(study, stage, point_id, run_id, **options)
+    return bool(store.add_runs(study, [NewRun(stage, point_id, run_id, **options)]))
 
 
 def one(store: Store, study: str, run_id: str = RUN) -> RunRow:
@@ -110,9 +111,9 @@ def test_studies_are_listed_oldest_first(store: Store) -> None:
 def test_a_point_is_added_once_and_keeps_its_place_and_state(store: Store) -> None:
     store.create_study("a", {})
     for name in ("z", "a", "m"):
-        store.add_point(point_of("a", name))
+        store.add_points([point_of("a", name)])
     store.end_point("a", "ablation", "a", COMPLETE, 61.5)
-    store.add_point(point_of("a", "a"))
+    store.add_points([point_of("a", "a")])
     assert [(point.point_id, point.state, point.value) for point in store.points("a")] == [
         ("z", OPEN, None), ("a", COMPLETE, 61.5), ("m", OPEN, None),
     ]  # fmt: skip
@@ -454,19 +455,96 @@ def schema_of(path: Path) -> list[str]:
         connection.close()
 
 
-def test_a_store_of_version_1_is_brought_up_to_date_with_its_points(tmp_path: Path, url: str) -> None:
+@pytest.mark.parametrize("version", [1, 2])
+def test_an_older_store_is_brought_up_to_date_with_its_points(tmp_path: Path, url: str, version: int) -> None:
     with Store(url).opened() as store:
         ask(store, "a")
         before = store.points("a")
     connection = sqlite3.connect(tmp_path / "store.db")
-    connection.execute("ALTER TABLE kdstudy_points DROP COLUMN origin")
-    connection.execute("UPDATE kdstudy_schema SET version = 1")
+    if version == 1:
+        connection.execute("ALTER TABLE kdstudy_points DROP COLUMN origin")
+    connection.execute("DROP INDEX ix_kdstudy_study_runs_revision")
+    connection.execute("ALTER TABLE kdstudy_study_runs DROP COLUMN revision")
+    connection.execute("UPDATE kdstudy_schema SET version = ?", (version,))
     connection.commit()
     connection.close()
     for _ in range(2):
         with Store(url).opened() as store:
             assert store.points("a") == before
             assert store.runs("a")[0].origin == ""
+            assert [run.revision for run in store.runs("a", since=-1)] == [0]
+    with Store(url).opened() as store:
+        store.claim(RUN, "a")
+        assert [run.state for run in store.runs("a", since=0)] == [RUNNING]
+
+
+# Following a study
+
+
+def test_a_study_is_followed_by_the_rows_that_were_written_since(store: Store) -> None:
+    """Each kind of write to a run shows in each study that uses it, and nothing else does."""
+    for study in ("a", "b"):
+        ask(store, study)
+        ask(store, study, "another", point_id="p2", position=1)
+    writes: list[Callable[[], object]] = [
+        lambda: store.claim(RUN, "a"),
+        lambda: store.record(RUN, 1, epochs(1, 1), checkpoint=None, device="cpu", device_seconds=1.0),
+        lambda: store.requeue(RUN, 1, lost=True),
+        lambda: store.claim(RUN, "a"),
+        lambda: store.requeue_owned("a"),
+        lambda: store.claim(RUN, "a"),
+        lambda: store.end_run(RUN, 3, PRUNED, study="a"),
+        lambda: store.resume_pruned(RUN),
+        lambda: store.claim(RUN, "b"),
+        lambda: store.end_run(RUN, 4, FAILED, reason="boom"),
+        lambda: store.retry_failed("a"),
+        lambda: ask(store, "c"),
+    ]
+    seen = {study: max(run.revision for run in store.runs(study)) for study in ("a", "b")}
+    for number, write in enumerate(writes[:-1]):
+        before = {study: store.runs(study) for study in seen}
+        write()
+        for study in seen:
+            (row,) = store.runs(study, since=seen[study])
+            assert row == one(store, study), number
+            assert row not in before[study], number
+            assert store.runs(study, since=row.revision) == []
+            seen[study] = row.revision
+    writes[-1]()
+    assert [run.run_id for run in store.runs("c", since=-1)] == [RUN]
+    assert store.runs("a", since=seen["a"]) == []  # that a third study asks for a run changes nothing for the others
+
+
+def test_a_write_that_does_nothing_is_not_seen(store: Store) -> None:
+    ask(store, "a")
+    assert store.claim(RUN, "a") == 1
+    (row,) = store.runs("a")
+    store.record(RUN, 7, epochs(1, 1), checkpoint=None, device="cpu", device_seconds=1.0)
+    store.end_run(RUN, 7, DONE)
+    store.requeue(RUN, 7, lost=True)
+    store.resume_pruned(RUN)
+    store.requeue_owned("b")
+    store.claim(RUN, "b")
+    assert store.runs("a", since=row.revision) == []
+
+
+def test_thousands_of_runs_are_asked_for_at_once_and_only_the_new_ones_are_named(store: Store) -> None:
+    store.create_study("a", {})
+    store.add_points([point_of("a")])
+    asked = [NewRun("ablation", POINT, f"{i:05d}", i, {"seed": i}, 3, i) for i in range(1_200)]
+    assert store.add_runs("a", asked[:700]) == asked[:700]
+    assert store.add_runs("a", asked) == asked[700:]
+    assert [(run.run_id, run.identity) for run in store.runs("a")] == [(run.run_id, run.identity) for run in asked]
+
+
+def test_a_run_of_two_points_is_one_run(store: Store) -> None:
+    store.create_study("a", {})
+    store.add_points([point_of("a", "p1"), point_of("a", "p2")])
+    asked = [NewRun("ablation", point, RUN, 0, {}, 3, position) for position, point in enumerate(("p1", "p2"))]
+    assert store.add_runs("a", asked) == asked
+    assert store.claim(RUN, "a") == 1
+    assert [(run.point_id, run.state) for run in store.runs("a")] == [("p1", RUNNING), ("p2", RUNNING)]
+    assert store.run("a", RUN).point_id == "p1"
 
 
 def test_a_store_is_opened_again_as_it_was(url: str) -> None:

@@ -142,6 +142,60 @@ def test_runs_that_mlflow_lost_are_rebuilt(mlflow_home: Path) -> None:
 
 
 @pytest.mark.usefixtures("mlflow_home")
+def test_a_pass_looks_at_what_changed_since_the_last_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    simulation = Simulation(spec_of(**LISTS))
+    for _ in range(3):
+        request = simulation.claim()
+        assert request is not None
+        simulation.train(request)
+    mine = tracker(simulation)
+    mine.sync(live=True)
+    looked, logged = [], []
+    show, log = Tracker._show_run, mine._client.log_batch
+    monkeypatch.setattr(Tracker, "_show_run", lambda self, key, *rest: (looked.append(key), show(self, key, *rest)))
+    monkeypatch.setattr(mine._client, "log_batch", lambda run, **what: (logged.append(run), log(run, **what)))
+    mine.sync(live=True)
+    assert (looked, logged) == ([], [])
+    request = simulation.claim()
+    assert request is not None
+    simulation.driver.on_report(simulation.report(request, 1, 2))
+    mine.sync(live=True)
+    assert [key.rpartition(":")[2] for key in looked] == [request["run_id"]]
+    first = len(logged)
+    assert set(logged) == {run.info.run_id for run in shown() if run.data.tags["kdstudy.run_id"] == request["run_id"]}
+    mine.sync(live=True)
+    assert (len(looked), len(logged)) == (1, first)
+    mine.sync(live=False)  # nobody goes on with it
+    assert len(looked) == 2
+    assert [run.info.status for run in shown()].count("KILLED") == 1
+
+
+@pytest.mark.usefixtures("mlflow_home")
+def test_a_later_sync_reads_no_history_of_what_mlflow_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    simulation = Simulation(spec_of(**LISTS))
+    simulation.finish()
+    tracker(simulation).sync(live=False)
+    monkeypatch.setattr(simulation.store, "history", lambda *_, **__: pytest.fail("a history was read"))
+    tracker(simulation).sync(live=False)
+
+
+@pytest.mark.usefixtures("mlflow_home")
+def test_a_run_that_was_stopped_here_and_goes_on_elsewhere_keeps_its_history_file() -> None:
+    methods = {"loca": {"alpha": [1.05, 1.0, 0.9, 0.5]}}
+    pruner = {"sampler": "grid", "pruner": "successive_halving", "first_rung": 1, "reduction": 2}
+    same: dict[str, Any] = {**LISTS, "methods": methods, "seeds": 1}
+    simulation = Simulation(spec_of(**same, search=pruner, selection="paper"))
+    simulation.finish()
+    Simulation(spec_of(**same, name="other")).claim()
+    tracker(simulation).sync(live=False)
+    stopped = [run for run in shown() if run.data.tags["kdstudy.state"] == "PRUNED"]
+    assert stopped
+    assert {run.info.status for run in stopped} == {"KILLED"}
+    for run in stopped:
+        assert Path(client().download_artifacts(run.info.run_id, "history.csv")).read_text().count("\n") > 1
+
+
+@pytest.mark.usefixtures("mlflow_home")
 def test_an_answer_that_was_lost_makes_no_second_run(monkeypatch: pytest.MonkeyPatch) -> None:
     from mlflow.tracking import MlflowClient
 
