@@ -226,6 +226,7 @@ def _chosen_by_one(runs: Runs, seed: int) -> float:
 def draw(runs: Runs, file: Path) -> None:
     """The correlation with another seed's whole run against the epoch, as FILE.svg and FILE.png."""
     import matplotlib.pyplot as plt
+    from matplotlib.ticker import MaxNLocator
 
     n, seeds = runs.end.shape
     resamples = Resamples.draw(n, seeds, 400)
@@ -251,6 +252,7 @@ def draw(runs: Runs, file: Path) -> None:
     if runs.drops:
         line.set_label("the learning rate drops")
     axes.set(xlabel="epochs trained", ylabel="Spearman's rho", xlim=(0, runs.epochs + 1), ylim=(-0.5, 1.02))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_title(f"{runs.name}: {n} points, {seeds} seeds, 95 % intervals", fontsize=10)
     figure.legend(fontsize=8, loc="outside lower center", ncols=2)
     for ending in ("svg", "png"):
