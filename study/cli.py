@@ -95,10 +95,17 @@ def run(
         bool, typer.Option("--train-teachers/--no-train-teachers", help="Train teachers that the spec does not name.")
     ] = True,
     track_later: TrackLaterOption = False,
+    execution: Annotated[
+        str | None,
+        typer.Option(
+            help="eager, graphs (CUDA graphs; the default on a GPU) or compiled: the same but for rounding."
+        ),
+    ] = None,
 ) -> None:
     """Run a study, or go on with it where it exists."""
     resolved = _load(spec, set_)
     _check_device(device)
+    _check_execution(execution, device)
     if dry_run:
         printing.print_plan(resolved)
         return
@@ -108,7 +115,9 @@ def run(
         require_no_training(resolved)
     from study import service
 
-    summary = service.run(resolved, console=out, device=device, concurrency=concurrency, track_later=track_later)
+    summary = service.run(
+        resolved, console=out, device=device, concurrency=concurrency, track_later=track_later, execution=execution
+    )
     printing.print_summary(summary)
     if (summary.done or not resolved.methods) and summary.tracked:
         _conclude([summary.study], report)
@@ -709,6 +718,19 @@ def _check_device(device: str | None) -> None:
         raise RequestError(f"--device: {device!r} is neither cpu nor cuda")
     if device == "cuda" and not torch.cuda.is_available():
         raise RequestError("--device: cuda, but this machine has no accelerator that PyTorch can use")
+
+
+def _check_execution(execution: str | None, device: str | None) -> None:
+    if execution is None:
+        return
+    import torch
+
+    from trainables.engine import EXECUTIONS
+
+    if execution not in EXECUTIONS:
+        raise RequestError(f"--execution: {execution!r} is none of {', '.join(EXECUTIONS)}")
+    if execution == "graphs" and (device == "cpu" or not torch.cuda.is_available()):
+        raise RequestError("--execution: graphs are for a GPU; use eager or compiled")
 
 
 def _conclude(studies: list[str], report: bool, output: Path | None = None) -> None:

@@ -45,6 +45,7 @@ class Driver:
         device: what runs are trained on (`cpu`, `cuda`).
         threads: CPU threads a run.
         workers: processes of a run that decode its images.
+        execution: how steps are run, one of `engine.EXECUTIONS`; None: what suits the device.
         owner_alive: whether another study's driver, which owns a run that this study waits for, is still there.
         adopt: called once when the runs that train teachers have ended, with the names of their pairs; puts the hashes
             into the plan, or says why the study ends here.
@@ -58,6 +59,7 @@ class Driver:
         device: str = "cpu",
         threads: int = 1,
         workers: int = 0,
+        execution: str | None = None,
         owner_alive: Callable[[str], bool] = lambda study: False,
         adopt: Callable[[list[str]], str | None] = lambda pairs: None,
     ) -> None:
@@ -70,6 +72,7 @@ class Driver:
         self._device = device
         self._threads = threads
         self._workers = workers
+        self._execution = execution
         self._owner_alive = owner_alive
         self._adopt = adopt
         self._flight: dict[str, RunRow] = {}  # by run id, as claimed
@@ -333,6 +336,7 @@ class Driver:
                 device=self._device,
                 threads=self._threads,
                 workers=self._workers,
+                execution=self._execution,
                 rungs=search.rungs if search else (),
             )
         return None

@@ -47,6 +47,7 @@ class Machine:
         devices: GPUs that the runs share.
         threads: CPU threads of each run.
         workers: processes of each run that decode its images, where they are not in memory.
+        execution: how steps are run, one of `trainables.engine.EXECUTIONS`; None: what suits the device.
     """
 
     device: str
@@ -56,6 +57,7 @@ class Machine:
     devices: int = 0
     threads: int = 1
     workers: int = 0
+    execution: str | None = None
 
     @property
     def runs_a_gpu(self) -> int:

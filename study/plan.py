@@ -306,7 +306,15 @@ class Plan:
         return digest({"pair": pair, "method": method, "parameters": dict(sorted(parameters.items()))})[:12]
 
     def request(
-        self, run: RunRow, attempt: int, *, device: str, threads: int, workers: int, rungs: tuple[int, ...]
+        self,
+        run: RunRow,
+        attempt: int,
+        *,
+        device: str,
+        threads: int,
+        workers: int,
+        rungs: tuple[int, ...],
+        execution: str | None = None,
     ) -> dict[str, Any]:
         """What a worker needs to train a run, as plain data (see `trainables.runner`)."""
         plan = self.pairs[run.pair]
@@ -337,6 +345,7 @@ class Plan:
             "device": device,
             "threads": threads,
             "workers": workers,
+            "execution": execution,
         }
 
 

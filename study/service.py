@@ -9,7 +9,7 @@ import signal
 import socket
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from filelock import FileLock, Timeout
@@ -67,6 +67,7 @@ def run(
     concurrency: int | None = None,
     track_later: bool = False,
     teachers_only: bool = False,
+    execution: str | None = None,
 ) -> Summary:
     """Run a study, or go on with it where it exists.
 
@@ -77,6 +78,7 @@ def run(
         concurrency: runs at a time; by default one a core, or as many a GPU as fit into its memory.
         track_later: do not ask MLflow to be there; `kdstudy sync` fills it in.
         teachers_only: stop when the teachers are trained.
+        execution: how steps are run, one of `trainables.engine.EXECUTIONS`; by default what suits the device.
 
     Raises:
         RequestError: the request cannot be carried out; nothing was written.
@@ -92,7 +94,7 @@ def run(
         with shown.status("measuring the memory of a run …"):
             return sharing.runs_a_gpu(plan)
 
-    machine = launcher.this_machine(device, concurrency, runs_a_gpu)
+    machine = replace(launcher.this_machine(device, concurrency, runs_a_gpu), execution=execution)
     logits.require_room(plan, machine.device)
     with Store(home.store_url).opened() as store, hold(home, spec.name):
         open_study(store, spec)
@@ -177,6 +179,7 @@ class _Running:
             device=machine.device,
             threads=machine.threads,
             workers=machine.workers,
+            execution=machine.execution,
             owner_alive=lambda study: is_driven(self.home, study),
             adopt=lambda pairs: self._adopt(pairs, found),
         )

@@ -53,8 +53,9 @@ class Runner:
     Args:
         request: as `study.plan.Plan.request` makes it: the run's id and attempt, model, method and parameters,
             protocol, seed, data and split, teacher and the store of its logits, where checkpoints go and which to
-            resume from, the epochs after which to report at once (`rungs`), device, threads and worker processes.
-            `teaches` is None for a student; for a teacher it has the regime, and the fold that it never sees.
+            resume from, the epochs after which to report at once (`rungs`), device, threads, worker processes and how
+            steps are run. `teaches` is None for a student; for a teacher it has the regime, and the fold that it never
+            sees.
 
     Raises:
         DataError, CheckpointError: the node cannot read the data, the teacher or the checkpoint.
@@ -94,6 +95,7 @@ class Runner:
             device=request["device"],
             test_indices=None if limit is None else splits.stratified(dataset.test_labels, limit, split["split_seed"]),
             workers=request["workers"],
+            execution=request["execution"],
             store=_logits(stored["root"], logits.Key(**stored["key"])) if stored else None,
         )
         if request["resume_from"] is not None:

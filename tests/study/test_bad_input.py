@@ -601,3 +601,10 @@ def test_a_working_folder_with_all_our_names_shadows_nothing_in_a_heavy_command(
     (line,) = [line for line in done.stdout.splitlines() if line.split()[:1] == ["packages"]]
     assert line.split()[1] == "ok", done.stdout
     assert "own package" not in done.stdout + done.stderr
+
+
+def test_an_execution_that_there_is_not_is_refused(kdstudy: Command, spec_file: Path) -> None:
+    answer = kdstudy("run", spec_file, "--execution", "fast")
+    assert (answer.code, "--execution: 'fast' is none of eager, graphs, compiled" in answer.err) == (2, True)
+    answer = kdstudy("run", spec_file, "--execution", "graphs", "--device", "cpu")
+    assert (answer.code, "graphs are for a GPU; use eager or compiled" in answer.err) == (2, True)

@@ -54,6 +54,7 @@ def request(folder: Path, **changes: Any) -> dict[str, Any]:
         "device": "cpu",
         "threads": 1,
         "workers": 0,
+        "execution": None,
         **changes,
     }
     # It crosses a process boundary as JSON.
