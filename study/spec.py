@@ -389,8 +389,11 @@ def difference(old: Spec, new: Spec) -> list[str]:
     """
     found = _changed("protocol", _protocol(old), _protocol(new), free=set())
     before, after = old.model_dump(mode="json"), new.model_dump(mode="json")
+    free = {"data.root", "search.points"}
+    if old.search.pruner == new.search.pruner == "none":
+        free |= {"search.first_rung", "search.reduction"}  # nothing asks them
     for key in ("data", "teacher", "search", "selection"):
-        found += _changed(key, before[key], after[key], free={"data.root", "search.points"})
+        found += _changed(key, before[key], after[key], free)
     if lost := [seed for seed in old.seeds if seed not in new.seeds]:
         found.append(f"seeds lost {lost}")
     if (old.search.points or 0) > (new.search.points or 0):

@@ -542,3 +542,10 @@ def test_the_order_of_a_specs_keys_names_the_same_runs(tmp_path: Path) -> None:
         parameters = found.spaces()["loca"].resolve(values, plan.pairs[pair].protocol)
         ids.add(plan.student_run(pair, plan.first_stage, "loca", parameters, 0).run_id)
     assert len(ids) == 1
+
+
+def test_rungs_that_no_pruner_asks_keep_no_study_from_going_on() -> None:
+    """Studies that were stored when the first rung's default was 1 go on."""
+    assert difference(spec(search={"first_rung": 1, "reduction": 2}), spec()) == []
+    old, new = (spec(search={"pruner": "successive_halving", **more}) for more in ({"first_rung": 1}, {}))
+    assert difference(old, new) == ["search.first_rung: 1 -> not given"]
