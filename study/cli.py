@@ -97,9 +97,7 @@ def run(
     track_later: TrackLaterOption = False,
     execution: Annotated[
         str | None,
-        typer.Option(
-            help="eager, graphs (CUDA graphs; the default on a GPU) or compiled: the same but for rounding."
-        ),
+        typer.Option(help="eager, graphs (CUDA graphs; the default on a GPU) or compiled: the same but for rounding."),
     ] = None,
 ) -> None:
     """Run a study, or go on with it where it exists."""
