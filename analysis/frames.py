@@ -6,6 +6,7 @@ file, `history.csv`, so that reading costs one file a run and not one request a 
 
 import csv
 import difflib
+import gc
 import io
 import json
 import math
@@ -18,6 +19,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlparse
 
+import numpy as np
 import pandas as pd
 
 PAGE = 1000  # runs a request: MLflow's server refuses more than 50,000, and answers of that size time out
@@ -137,19 +139,36 @@ def _experiment(client: Any, study: str) -> Any:
     raise ReportError(f"study {study!r} is not in this MLflow; {hint}")
 
 
+@contextmanager
+def _uncollected() -> Iterator[None]:
+    """A block without searches for garbage.
+
+    MLflow makes some fifty objects for each run that it reads, and the collector would go through those of all runs
+    again and again, for more than half of the time.
+    """
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
 def _kind(client: Any, study: str, kind: str) -> list[Any]:
     """All active runs of one kind, oldest first."""
     experiment = _experiment(client, study)
     found: list[Any] = []
     token = None
     while True:
-        page = client.search_runs(
-            [experiment.experiment_id],
-            filter_string=f"tags.`kdstudy.kind` = '{kind}'",
-            order_by=["attributes.start_time ASC"],
-            max_results=PAGE,
-            page_token=token,
-        )
+        with _uncollected():
+            page = client.search_runs(
+                [experiment.experiment_id],
+                filter_string=f"tags.`kdstudy.kind` = '{kind}'",
+                order_by=["attributes.start_time ASC"],
+                max_results=PAGE,
+                page_token=token,
+            )
         found.extend(page)
         token = page.token
         if not token:
@@ -242,18 +261,23 @@ def load_runs(tracking_uri: str, studies: str | Sequence[str]) -> pd.DataFrame:
     return frame.sort_values(order, kind="stable", na_position="first", ignore_index=True)
 
 
-def _read_history(client: Any, run: Any) -> list[dict[str, float]]:
-    """A run's epochs, from its history file, or metric by metric while it has none."""
+def _read_history(client: Any, run: Any) -> dict[str, np.ndarray]:
+    """A run's epochs by column, from its history file, or metric by metric while it has none."""
     state = run.data.tags.get("kdstudy.state", "")
     text = None if state in _UNFINISHED else _artifact(client, run, "history.csv")
     if text is not None:
-        return [{key: _number(value) for key, value in row.items()} for row in csv.DictReader(io.StringIO(text))]
+        header, *lines = csv.reader(io.StringIO(text))
+        return {
+            name: np.array(list(map(_number, cells)))
+            for name, cells in zip(header, zip(*lines, strict=True), strict=False)
+        }
     epochs: dict[int, dict[str, float]] = {}
     for name in EPOCH_METRICS:
         if name in run.data.metrics:
             for point in client.get_metric_history(run.info.run_id, name):
                 epochs.setdefault(point.step, {"epoch": float(point.step)})[name] = point.value
-    return [epochs[epoch] for epoch in sorted(epochs)]
+    rows = [epochs[epoch] for epoch in sorted(epochs)]
+    return {name: np.array([row.get(name, math.nan) for row in rows]) for name in ("epoch", *EPOCH_METRICS)}
 
 
 def load_history(tracking_uri: str, studies: str | Sequence[str]) -> pd.DataFrame:
@@ -269,28 +293,46 @@ def load_history(tracking_uri: str, studies: str | Sequence[str]) -> pd.DataFram
     Raises:
         ReportError: unknown study, or an MLflow that does not answer.
     """
-    rows: list[dict[str, Any]] = []
-    metrics: set[str] = set(EPOCH_METRICS)
+    # By column, not as a record for each epoch: thousands of runs of hundreds of epochs would take gigabytes.
+    runs: list[dict[str, Any]] = []
+    epochs: list[dict[str, np.ndarray]] = []
     parameters: set[str] = set()
     with _tracking(tracking_uri) as client, ThreadPoolExecutor(READERS) as pool:
         for study in _names(studies):
             found = _kind(client, study, "run")
-            for run, epochs in zip(found, pool.map(lambda run: _read_history(client, run), found), strict=True):
+            epochs += pool.map(lambda run: _read_history(client, run), found)
+            for run in found:
                 identity = _identity(study, run)
                 given = {name.removeprefix("hp.") for name in run.data.metrics if name.startswith("hp.")}
                 parameters |= given - set(PARAMETERS)
-                keep = {key: identity[key] for key in (*RUN_KEYS, "screening", "seed", *PARAMETERS, *sorted(given))}
-                for epoch in epochs:
-                    metrics |= epoch.keys() - {"epoch"}
-                    rows.append(keep | epoch)
-    ordered = [*EPOCH_METRICS, *sorted(metrics - set(EPOCH_METRICS))]
-    numbers = [*PARAMETERS, *sorted(parameters), *ordered]
-    columns = list(dict.fromkeys([*RUN_KEYS, "screening", "seed", *PARAMETERS, *sorted(parameters), "epoch", *ordered]))
-    frame = pd.DataFrame(rows, columns=columns)
-    types: dict[str, Any] = dict.fromkeys(RUN_KEYS, "string") | {"screening": "bool", "seed": "int64", "epoch": "int64"}
-    frame = frame.astype(types | dict.fromkeys(numbers, "float64"))
-    order = ["study", "pair", "method", *PARAMETERS, *sorted(parameters), "stage", "seed", "run_id", "epoch"]
-    return frame.sort_values(order, kind="stable", na_position="first", ignore_index=True)
+                runs.append(
+                    {key: identity[key] for key in (*RUN_KEYS, "screening", "seed", *PARAMETERS, *sorted(given))}
+                )
+    own = sorted(parameters)
+    columns = list(dict.fromkeys([*RUN_KEYS, "screening", "seed", *PARAMETERS, *own]))
+    types: dict[str, Any] = dict.fromkeys(RUN_KEYS, "string") | {"screening": "bool", "seed": "int64"}
+    types |= dict.fromkeys([*PARAMETERS, *own], "float64")
+    order = ["study", "pair", "method", *PARAMETERS, *own, "stage", "seed", "run_id"]
+    each = pd.DataFrame(runs, columns=columns).astype(types).sort_values(order, kind="stable", na_position="first")
+    ordered = [epochs[index] for index in each.index]
+    lengths = [len(columns.get("epoch", ())) for columns in ordered]
+    frame = each.loc[each.index.repeat(lengths)].reset_index(drop=True)
+    metrics = sorted({name for columns in ordered for name in columns} - {"epoch", *EPOCH_METRICS})
+    frame["epoch"] = _joined(ordered, lengths, "epoch").astype("int64")
+    return pd.concat(
+        [frame, pd.DataFrame({name: _joined(ordered, lengths, name) for name in (*EPOCH_METRICS, *metrics)})], axis=1
+    )
+
+
+def _joined(runs: Sequence[Mapping[str, np.ndarray]], lengths: Sequence[int], name: str) -> np.ndarray:
+    """A column of all runs' epochs, nan where a run has none of that name."""
+    values = np.full(sum(lengths), np.nan)
+    begin = 0
+    for columns, length in zip(runs, lengths, strict=True):
+        if name in columns:
+            values[begin : begin + length] = columns[name]
+        begin += length
+    return values
 
 
 def teachers_only(study: Mapping[str, Any]) -> bool:

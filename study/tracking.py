@@ -8,6 +8,7 @@ A pass reads what was written since the pass before, so it costs what happened a
 from __future__ import annotations
 
 import csv
+import gc
 import http.client
 import io
 import json
@@ -170,7 +171,7 @@ class Tracker:
         self._known = {}
         token = None
         while True:
-            page = client.search_runs([self._experiment], max_results=1000, page_token=token)
+            page = _page(client, self._experiment, token)
             for run in page:
                 key = run.data.tags.get(KEY)
                 if key in self._known:
@@ -311,10 +312,10 @@ class Tracker:
     def _show_teachers(self, overview: Mapping[str, Any], live: bool) -> None:
         known = {teacher["pair"]: teacher for teacher in overview["teachers"]}
         trained = {pair for pair, _ in self._teachers}
-        runs: dict[tuple[str, int | None], RunRow | None] = {
-            (pair, None): None for pair in known if pair not in trained
-        }
-        for (pair, fold), run in (runs | self._teachers).items():
+        trained = {pair for pair, _ in self._teachers}
+        runs: dict[tuple[str, int | None], RunRow | None] = {**self._teachers}
+        runs |= {(pair, None): None for pair in known if pair not in trained}
+        for (pair, fold), run in runs.items():
             teacher = known.get(pair, {})
             state = run.state if run else DONE
             which = "" if fold is None else f" without fold {fold}"
@@ -338,6 +339,16 @@ class Tracker:
                 started=run.started if run else None,
                 ended=run.ended if run else None,
             )
+
+
+def _page(client: Any, experiment: str, token: str | None) -> Any:
+    """A thousand of an experiment's runs."""
+    # MLflow makes some fifty objects a run; searching all of them for garbage again and again takes most of the time.
+    gc.disable()
+    try:
+        return client.search_runs([experiment], max_results=1000, page_token=token)
+    finally:
+        gc.enable()
 
 
 @dataclass
