@@ -356,7 +356,7 @@ def measure(quick: bool, device: str = "cpu", compiled: bool = False) -> list[Ta
     torch.set_num_threads(1)
     students = ("resnet20",) if quick else tuple(PAIRS)
     # Of so many steps the first of which are slower: a median is taken.
-    steps, rounds = (2, 1) if quick else (16, 5)
+    steps, rounds = (2, 1) if quick else (8, 5)
     ways = {name: WAYS[name] for name in ("as a run takes it", "plain torch", "SGD in a loop")} if quick else WAYS
     sizes = (25, 50) if quick else (125, 50, 250, 500, 1000)
     dataset = setting.images(None if quick else setting.CIFAR100, train=steps * BATCH, test=max(sizes))
@@ -364,7 +364,7 @@ def measure(quick: bool, device: str = "cpu", compiled: bool = False) -> list[Ta
     for student in students:
         with TemporaryDirectory() as folder:
             tables += of_parts(student, dataset, Path(folder), device, steps, rounds)
-        tables.append(of_ways(student, device, ways | (COMPILED if compiled else {}), 1 if quick else 15))
+        tables.append(of_ways(student, device, ways | (COMPILED if compiled else {}), 1 if quick else 9))
         tables.append(of_evaluation(student, dataset, device, sizes, rounds))
     return tables
 

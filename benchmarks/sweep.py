@@ -1,6 +1,6 @@
 """An eight-point alpha sweep: kdstudy against the plain way, the same runs with the same results.
 
-    python -m benchmarks.sweep            two pairs on CIFAR-100 and short trials: about 20 minutes on two CPU cores
+    python -m benchmarks.sweep            two pairs on CIFAR-100 and short trials: about 25 minutes on two CPU cores
     python -m benchmarks.sweep --root FOLDER --teachers FOLDER
 
 Each way is a command of its own, timed from its start to its end, Ray's start and all imports included; the ways take
@@ -457,7 +457,7 @@ def measure(
             "resnet56-resnet20", "cifar100", root, "crd-240", epochs, images, images // 5, ALPHAS, OTHERS, checkpoints
         )
         long = [one, replace(one, pair="resnet32x4-resnet8x4")]
-        short = replace(one, epochs=1, images=256, test_images=51, alphas=_spread(0.8, 24), others=_spread(0.79, 24))
+        short = replace(one, epochs=1, images=256, test_images=51, alphas=_spread(0.8, 16), others=_spread(0.806, 16))
     with TemporaryDirectory(prefix="kdstudy-sweep-", dir=work) as temporary:
         folder = Path(temporary)
         root = folder / "home"
@@ -483,7 +483,7 @@ def measure(
 
 def _spread(first: float, count: int) -> tuple[float, ...]:
     """So many alphas from `first` on."""
-    return tuple(round(first + 0.008 * i, 4) for i in range(count))
+    return tuple(round(first + 0.012 * i, 4) for i in range(count))
 
 
 def _limits(sweeps: list[Sweep], probed: float) -> str:

@@ -1,5 +1,6 @@
 """Frames read back from a store written as the contract says."""
 
+import gc
 import math
 import socket
 import subprocess
@@ -140,3 +141,14 @@ def test_importing_the_package_is_cheap_and_its_names_are_there() -> None:
         assert getattr(analysis, name) is not None
     with pytest.raises(AttributeError, match="nothing_like_it"):
         _ = analysis.nothing_like_it
+
+
+def test_the_garbage_collector_is_left_as_it_was(store: str) -> None:
+    load_runs(store, "ablation")
+    assert gc.isenabled()
+    gc.disable()
+    try:
+        load_runs(store, "ablation")
+        assert not gc.isenabled()
+    finally:
+        gc.enable()
