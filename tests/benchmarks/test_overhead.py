@@ -6,7 +6,6 @@ import pytest
 
 from benchmarks import overhead
 
-
 pytestmark = pytest.mark.skip(reason="not yet run to its end on an idle machine: see issue 4")
 
 
