@@ -11,6 +11,7 @@ from trainables.measures import evaluate, mis_instruction_ratio
 from trainables.pipeline import Pipeline
 from trainables.protocol import resolve
 from trainables.teachers import CheckpointError, Teacher, TeacherRecord, content_hash, load_into, read_state_dict
+from trainables.teaching import Teaching
 
 SHARED = Path(__file__).resolve().parents[2] / ".." / "shared"
 
@@ -404,4 +405,4 @@ def test_the_real_resnet56_has_its_measured_accuracy_and_hardly_mis_instructs_on
     assert top1 == pytest.approx(72.61, abs=0.05)
     assert top1 < top5 < 100
     sample = torch.arange(0, 50_000, 25)
-    assert mis_instruction_ratio(asked, pipeline, sample, 1, 0) < 0.01
+    assert mis_instruction_ratio(Teaching(asked, pipeline), sample, 1, 0) < 0.01
