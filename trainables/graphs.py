@@ -74,6 +74,8 @@ class GraphedStep:
         try:
             with torch.cuda.graph(graph):
                 self._output = self._step(*self._inputs)
+        except torch.OutOfMemoryError:
+            raise  # more memory would help, which whoever starts runs can give
         except RuntimeError as error:
             log.warning("the step cannot be recorded as a CUDA graph, it runs eagerly: %s", error)
             return
