@@ -6,8 +6,6 @@ import pytest
 
 from benchmarks import overhead
 
-pytestmark = pytest.mark.skip(reason="not yet run to its end on an idle machine: see issue 4")
-
 
 @pytest.mark.slow
 def test_both_ways_have_figures_and_kdstudys_are_told_apart() -> None:

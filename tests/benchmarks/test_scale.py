@@ -14,8 +14,6 @@ from study.home import open_home
 from study.store import DONE, Store
 from study.tracking import Tracker
 
-pytestmark = pytest.mark.skip(reason="not yet run to its end on an idle machine: see issue 4")
-
 
 @pytest.mark.slow
 def test_every_row_has_figures_for_each_size() -> None:
