@@ -6,7 +6,6 @@ file, `history.csv`, so that reading costs one file a run and not one request a 
 
 import csv
 import difflib
-import gc
 import io
 import json
 import math
@@ -21,6 +20,8 @@ from urllib.parse import unquote, urlparse
 
 import numpy as np
 import pandas as pd
+
+from analysis.collector import uncollected
 
 PAGE = 1000  # runs a request: MLflow's server refuses more than 50,000, and answers of that size time out
 READERS = 8  # history files fetched at the same time: they wait for the network, not for a core
@@ -139,29 +140,13 @@ def _experiment(client: Any, study: str) -> Any:
     raise ReportError(f"study {study!r} is not in this MLflow; {hint}")
 
 
-@contextmanager
-def _uncollected() -> Iterator[None]:
-    """A block without searches for garbage.
-
-    MLflow makes some fifty objects for each run that it reads, and the collector would go through those of all runs
-    again and again, for more than half of the time.
-    """
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
-
-
 def _kind(client: Any, study: str, kind: str) -> list[Any]:
     """All active runs of one kind, oldest first."""
     experiment = _experiment(client, study)
     found: list[Any] = []
     token = None
     while True:
-        with _uncollected():
+        with uncollected():
             page = client.search_runs(
                 [experiment.experiment_id],
                 filter_string=f"tags.`kdstudy.kind` = '{kind}'",

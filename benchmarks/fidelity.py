@@ -19,7 +19,6 @@ CIFAR-100 data are those that docs/results/unseen_cifar100.py cuts out, FILE is 
 from __future__ import annotations
 
 import csv
-import hashlib
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, astuple, dataclass, replace
@@ -28,13 +27,15 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from benchmarks import measuring
 from benchmarks.fidelity_analysis import FRACTIONS, SEEDS, Runs, agreements, contrasts, draw, histories, losses
 from benchmarks.measuring import Table
+from benchmarks.setting import open_store
 from trainables import data, engine, protocol, splits, teachers
-from trainables.teachers import Teacher, TeacherRecord
+from trainables.logits import LogitStore
+from trainables.teachers import Teacher
 
 POINTS = 16
 FOLDER = Path("docs/results/fidelity")
@@ -88,43 +89,9 @@ class Setting:
         return [self.epochs, *(self.epochs // fraction for fraction in FRACTIONS)]
 
 
-class _Remembering(nn.Module):
-    """A network that computes its answer to an image once: the same views come again for each point."""
-
-    def __init__(self, network: nn.Module) -> None:
-        super().__init__()
-        self._network = network
-        self._known: dict[bytes, Tensor] = {}
-
-    def forward(self, images: Tensor) -> Tensor:
-        keys = [hashlib.blake2b(image.numpy().tobytes(), digest_size=16).digest() for image in images]
-        new = [i for i, key in enumerate(keys) if key not in self._known]
-        if new:
-            self._known |= {keys[i]: logits for i, logits in zip(new, self._network(images[new]).unbind(), strict=True)}
-        return torch.stack([self._known[key] for key in keys])
-
-
 def _teacher(dataset: data.ImageDataset, model: str, weights: dict[str, Tensor]) -> Teacher:
-    record = TeacherRecord(
-        name=model,
-        hash=teachers.content_hash(model, dataset.mean, dataset.std, weights),
-        dataset=dataset.name,
-        dataset_hash=dataset.hash,
-        model=model,
-        num_classes=dataset.num_classes,
-        mean=dataset.mean,
-        std=dataset.std,
-        trained_on="part",
-        indices_digest=None,
-        test_top1=float("nan"),
-        test_top5=float("nan"),
-        mis_instruction_ratio=float("nan"),
-        ratio_on="not measured",
-        origin="benchmarks.fidelity",
-        created="",
-    )
-    network = teachers.load_into(model, dataset.num_classes, weights, model)
-    return Teacher(record, [_Remembering(network.eval())])
+    record = teachers.unmeasured_record(model, dataset, weights, trained_on="part", origin="benchmarks.fidelity")
+    return Teacher(record, [teachers.load_into(model, dataset.num_classes, weights, model)])
 
 
 def digits(epochs: int = 90, points: int = POINTS, seeds: int = SEEDS) -> Setting:
@@ -169,14 +136,16 @@ def train(setting: Setting, file: Path) -> None:
         for epochs in dict.fromkeys(setting.epochs // fraction for fraction in group)
     ]
     drawn = points(setting.points)
-    for number, seed, epochs in wanted:
-        if (number, seed, epochs) in there:
-            continue
-        history = _history(setting, drawn[number], seed, epochs)
-        with file.open("a", encoding="utf-8", newline="") as stream:
-            row = [number, *astuple(drawn[number]), seed, epochs, " ".join(f"{value:.2f}" for value in history)]
-            csv.writer(stream, lineterminator="\n").writerow(row)
-        print(f"{setting.name}: point {number} seed {seed}, {epochs} epochs: {history[-1]:.2f} %", file=sys.stderr)
+    missing = [run for run in wanted if run not in there]
+    with TemporaryDirectory() as folder:
+        # The same views come again for each point.
+        store = open_store(Path(folder), setting.teacher, setting.dataset, setting.protocol(setting.epochs), "cpu")
+        for number, seed, epochs in missing:
+            history = _history(setting, store, drawn[number], seed, epochs)
+            with file.open("a", encoding="utf-8", newline="") as stream:
+                row = [number, *astuple(drawn[number]), seed, epochs, " ".join(f"{value:.2f}" for value in history)]
+                csv.writer(stream, lineterminator="\n").writerow(row)
+            print(f"{setting.name}: point {number} seed {seed}, {epochs} epochs: {history[-1]:.2f} %", file=sys.stderr)
 
 
 def _mend(file: Path) -> None:
@@ -187,11 +156,13 @@ def _mend(file: Path) -> None:
         file.write_text(whole or ",".join(_FIELDS) + "\n", encoding="utf-8")
 
 
-def _history(setting: Setting, point: Point, seed: int, epochs: int) -> list[float]:
+def _history(setting: Setting, store: LogitStore, point: Point, seed: int, epochs: int) -> list[float]:
     """Validation accuracy after each epoch, in percent; 0 from where a run's loss was not finite any more."""
     run = engine.RunSpec(setting.student, "loca", asdict(point), setting.protocol(epochs), seed)
     split = setting.split
-    trainer = engine.Trainer(run, setting.dataset, split.train, split.validation, setting.teacher, evaluate_test=False)
+    trainer = engine.Trainer(
+        run, setting.dataset, split.train, split.validation, setting.teacher, evaluate_test=False, store=store
+    )
     history: list[float] = []
     while not trainer.done:
         try:

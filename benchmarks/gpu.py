@@ -30,7 +30,6 @@ from __future__ import annotations
 
 import json
 import multiprocessing
-import os
 import shutil
 import subprocess
 import sys
@@ -48,7 +47,7 @@ import torch
 from torch import Tensor
 
 from benchmarks import setting
-from benchmarks.measuring import Table, arguments, show
+from benchmarks.measuring import Table, arguments, environment, show
 from trainables import engine, protocol
 from trainables.data import ImageDataset
 from trainables.files import write_atomic
@@ -302,9 +301,7 @@ def mps() -> Iterator[None]:
         ours = {"CUDA_MPS_PIPE_DIRECTORY": f"{folder}/pipe", "CUDA_MPS_LOG_DIRECTORY": f"{folder}/log"}
         for path in ours.values():
             Path(path).mkdir()
-        before = {name: os.environ.get(name) for name in ours}
-        os.environ.update(ours)
-        try:
+        with environment(**ours):
             started = subprocess.run([_CONTROL, "-d"], capture_output=True, text=True, timeout=60)
             if started.returncode:
                 raise OSError(f"{_CONTROL}: {(started.stderr or started.stdout).strip() or started.returncode}")
@@ -312,12 +309,6 @@ def mps() -> Iterator[None]:
                 yield
             finally:
                 subprocess.run([_CONTROL], input="quit\n", capture_output=True, text=True, timeout=60)
-        finally:
-            for name, value in before.items():
-                if value is None:
-                    del os.environ[name]
-                else:
-                    os.environ[name] = value
 
 
 # What was measured

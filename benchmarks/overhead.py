@@ -23,14 +23,14 @@ import multiprocessing
 import os
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from statistics import mean, median
 from typing import Any
 
-from benchmarks.measuring import Ratio, Table, arguments, ratio, show
+from benchmarks.measuring import Ratio, Table, arguments, environment, ratio, show
 
 PARTS = (
     "driver: the next run",
@@ -175,27 +175,15 @@ def _apart(way: Callable[[int, int], Taken], runs: int, epochs: int) -> Taken:
         return pool.apply(way, (runs, epochs))
 
 
-@contextlib.contextmanager
-def _importable() -> Iterator[None]:
-    """Let workers find `benchmarks.nothing`, wherever they start."""
-    before = os.environ.get("PYTHONPATH")
-    root = str(Path(__file__).resolve().parent.parent)
-    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (root, before)))
-    try:
-        yield
-    finally:
-        os.environ.pop("PYTHONPATH")
-        if before is not None:
-            os.environ["PYTHONPATH"] = before
-
-
 def measure(quick: bool) -> list[Table]:
     """Seconds a run and milliseconds an epoch of both, and where kdstudy's go."""
     rounds, epochs = (1, 3) if quick else (3, 21)
     counts: dict[Callable[[int, int], Taken], int] = {ours: 5, plain: 4} if quick else {ours: 120, plain: 8}
     one: dict[str, list[Taken]] = {"ours": [], "plain": []}
     many: dict[str, list[Taken]] = {"ours": [], "plain": []}
-    with _importable():
+    # So that workers find `benchmarks.nothing`, wherever they start.
+    root = str(Path(__file__).resolve().parent.parent)
+    with environment(PYTHONPATH=os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))):
         for _ in range(rounds):
             for way, runs in counts.items():
                 one[way.__name__].append(_apart(way, runs, 1))

@@ -19,7 +19,6 @@ import contextlib
 import gc
 import io
 import multiprocessing
-import os
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -30,7 +29,7 @@ from typing import Any
 import psutil
 
 from benchmarks import stored
-from benchmarks.measuring import Table, arguments, show
+from benchmarks.measuring import Table, arguments, environment, show
 from study import tracking
 from study.driver import Driver
 from study.home import open_home
@@ -237,10 +236,8 @@ def _apart(work: Callable[[Clock, int], None], points: int) -> dict[str, tuple[f
 def of_size(points: int, folder: Path) -> dict[str, tuple[float, float | None]]:
     """All figures of studies of so many points, made in a folder."""
     found: dict[str, tuple[float, float | None]] = {}
-    before = os.environ.get("KDSTUDY_HOME")
-    try:
-        for sampled, work in ((False, (look, track, load, drive_lists)), (True, (drive_search,))):
-            os.environ["KDSTUDY_HOME"] = str(folder / ("search" if sampled else "lists"))
+    for sampled, work in ((False, (look, track, load, drive_lists)), (True, (drive_search,))):
+        with environment(KDSTUDY_HOME=str(folder / ("search" if sampled else "lists"))):
             # In a process of its own too, or the others would be given what this one has left of its memory.
             _apart(_fill_search if sampled else _fill_lists, points)
             if not sampled:
@@ -249,10 +246,6 @@ def of_size(points: int, folder: Path) -> dict[str, tuple[float, float | None]]:
                 found["mlflow.db"] = 0.0, stored.megabytes(home.root / "mlflow.db")
             for each in work:
                 found |= _apart(each, points)
-    finally:
-        os.environ.pop("KDSTUDY_HOME")
-        if before is not None:
-            os.environ["KDSTUDY_HOME"] = before
     return found
 
 

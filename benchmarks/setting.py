@@ -13,7 +13,7 @@ from trainables import data, models, teachers
 from trainables.data import ImageDataset, ResidentImages
 from trainables.logits import LogitStore, key_of
 from trainables.protocol import Protocol
-from trainables.teachers import Teacher, TeacherRecord
+from trainables.teachers import Teacher
 
 CIFAR100 = Path("../shared/data/cifar100")
 
@@ -40,24 +40,8 @@ def random_teacher(model: str, dataset: ImageDataset) -> Teacher:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         network = models.build(model, dataset.num_classes)
-    record = TeacherRecord(
-        name=model,
-        hash=teachers.content_hash(model, dataset.mean, dataset.std, network.state_dict()),
-        dataset=dataset.name,
-        dataset_hash=dataset.hash,
-        model=model,
-        num_classes=dataset.num_classes,
-        mean=dataset.mean,
-        std=dataset.std,
-        trained_on="none",
-        indices_digest=None,
-        test_top1=float("nan"),
-        test_top5=float("nan"),
-        mis_instruction_ratio=float("nan"),
-        ratio_on="not measured",
-        origin="benchmarks.setting",
-        created="",
-    )
+    weights = network.state_dict()
+    record = teachers.unmeasured_record(model, dataset, weights, trained_on="none", origin="benchmarks.setting")
     return Teacher(record, [network])
 
 

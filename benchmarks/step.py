@@ -19,7 +19,6 @@ On CIFAR-shaped images in batches of 64, on one CPU thread or on a GPU, for resn
 from __future__ import annotations
 
 import multiprocessing
-import os
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -36,7 +35,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks import setting
-from benchmarks.measuring import Table, arguments, interleaved, ratio, show
+from benchmarks.measuring import Table, arguments, environment, interleaved, ratio, show
 from trainables import engine, models, objectives, protocol
 from trainables.data import ImageDataset
 from trainables.logits import LogitStore
@@ -262,15 +261,8 @@ def elsewhere(student: str, way: Way, device: str) -> Iterator[Callable[[], list
     context = multiprocessing.get_context("spawn")
     mine, its = context.Pipe()
     process = context.Process(target=_serve, args=(its, student, way, device), daemon=True)
-    before = os.environ.get("GLIBC_TUNABLES")
-    os.environ["GLIBC_TUNABLES"] = KEEP_FREED if way.keep and device == "cpu" else ""
-    try:
+    with environment(GLIBC_TUNABLES=KEEP_FREED if way.keep and device == "cpu" else ""):
         process.start()
-    finally:
-        if before is None:
-            del os.environ["GLIBC_TUNABLES"]
-        else:
-            os.environ["GLIBC_TUNABLES"] = before
     its.close()
 
     def call() -> list[float]:

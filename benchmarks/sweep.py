@@ -202,24 +202,8 @@ def _checkpoint(sweep: Sweep, model: str) -> Path | None:
 
 
 def _record(model: str, dataset: ImageDataset, weights: dict[str, torch.Tensor]) -> TeacherRecord:
-    return TeacherRecord(
-        name=model,
-        hash=teachers.content_hash(model, dataset.mean, dataset.std, weights),
-        dataset=dataset.name,
-        dataset_hash=dataset.hash,
-        model=model,
-        num_classes=dataset.num_classes,
-        mean=dataset.mean,
-        std=dataset.std,
-        trained_on="unknown",
-        indices_digest=None,
-        test_top1=0.0,
-        test_top5=0.0,
-        mis_instruction_ratio=0.0,
-        ratio_on="not measured",
-        origin="benchmarks.sweep",
-        created="",
-    )
+    record = teachers.unmeasured_record(model, dataset, weights, trained_on="unknown", origin="benchmarks.sweep")
+    return replace(record, test_top1=0.0, test_top5=0.0, mis_instruction_ratio=0.0)  # a study prints them
 
 
 # The ways

@@ -21,6 +21,8 @@ from study.printing import out
 
 if TYPE_CHECKING:
     from study.home import Home
+    from study.launcher import Machine
+    from study.plan import Plan
     from study.spec import Spec
     from study.store import Store
 
@@ -135,19 +137,11 @@ def preflight(
     """Say what a study will cost, and whether it can show anything."""
     resolved = _load(spec, set_)
     _check_device(device)
-    from study import launcher
     from study import preflight as forecasts
-    from study.home import open_home
-    from study.plan import Plan
-    from study.store import Store
 
-    home = open_home()
-    machine = launcher.this_machine(device, concurrency)
-    with out.status("measuring a step …"):
-        plan = Plan(resolved, home)
-        with Store(home.store_url).opened() if home.store_file.exists() else nullcontext() as store:
-            found = forecasts.forecast(plan, store, device=machine.device, concurrency=machine.concurrency)
-    printing.print_forecast(found, home)
+    with out.status("measuring a step …"), _planned(resolved, device, concurrency) as (plan, store, machine):
+        found = forecasts.forecast(plan, store, device=machine.device, concurrency=machine.concurrency)
+    printing.print_forecast(found, plan.home)
 
 
 @app.command()
@@ -534,18 +528,13 @@ def logits_build(
 
     resolved = _load(spec, set_)
     _check_device(device)
-    from study import launcher, logits
-    from study.home import open_home
-    from study.plan import Plan
-    from study.store import Store
+    from study import logits
 
-    home = open_home()
-    machine = launcher.this_machine(device, concurrency)
-    processes = machine.concurrency if machine.device == "cpu" else 1
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     asked = 0
-    with Store(home.store_url).opened() if home.store_file.exists() else nullcontext() as store:
-        steps = logits.build(Plan(resolved, home), store, device=machine.device, processes=processes)
+    with _planned(resolved, device, concurrency) as (plan, store, machine):
+        processes = machine.concurrency if machine.device == "cpu" else 1
+        steps = logits.build(plan, store, device=machine.device, processes=processes)
         with Progress(*columns, console=out) as progress:
             task = progress.add_task("epochs of views")
             for done, total, asked in steps:
@@ -687,6 +676,21 @@ def _load(source: str, overrides: list[str] | None) -> Spec:
         if stored is not None and not (renamed and shipped.path(source)):
             return apply_overrides(stored, overrides or [], f"study {source}")
     return load_spec(source, overrides or [])
+
+
+@contextmanager
+def _planned(spec: Spec, device: str | None, concurrency: int | None) -> Iterator[tuple[Plan, Store | None, Machine]]:
+    """A study that may not have begun: its plan, the store where there is one, and what its runs may use here."""
+    from study import launcher
+    from study.home import open_home
+    from study.plan import Plan
+    from study.store import Store
+
+    home = open_home()
+    machine = launcher.this_machine(device, concurrency)
+    plan = Plan(spec, home)
+    with Store(home.store_url).opened() if home.store_file.exists() else nullcontext() as store:
+        yield plan, store, machine
 
 
 def _open() -> tuple[Home, Store]:

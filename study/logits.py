@@ -5,7 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from typing import Any
@@ -20,7 +20,7 @@ from study.spec import Spec
 from study.store import Store
 from trainables import objectives
 from trainables.logits import Key, Stored, stored
-from trainables.teachers import load
+from trainables.teachers import list_records, load
 
 _CAP = "KDSTUDY_LOGITS_MAX_GB"
 _DEFAULT_CAP = 200.0
@@ -92,25 +92,38 @@ def _size(number: int) -> str:
     return f"{number / 1e9:,.1f} GB" if number >= 1e9 else f"{number / 1e6:,.2f} MB"
 
 
+def shared(found: Iterable[Needed]) -> list[Needed]:
+    """What is stored, once for each store: pairs that share a teacher share it, and the one that needs most stands.
+
+    A pair whose teacher is trained first has a store of its own.
+    """
+    stores: dict[str, Needed] = {}
+    for one in found:
+        if one.key is not None:
+            name = one.key.name if one.key.teacher else f"{one.pair} {one.key.name}"
+            stores[name] = max(one, stores.get(name, one), key=lambda each: each.bytes)
+    return list(stores.values())
+
+
+def bytes_more(stores: Iterable[Needed]) -> int:
+    """What these stores will take beyond what they take already, at most."""
+    return sum(max(0, one.bytes - one.there) for one in stores)
+
+
 def require_room(plan: Plan, device: str) -> None:
     """Refuse a study whose logits will not fit.
 
     Raises:
         RequestError: says the sum, what there is, and what to do instead.
     """
-    # Pairs that share a teacher share its store; one whose teacher is trained first has one of its own.
-    wanted: dict[str, Needed] = {}
-    for one in needed(plan, device):
-        if one.key is not None:
-            shared = one.key.name if one.key.teacher else f"{one.pair} {one.key.name}"
-            wanted[shared] = max(one, wanted.get(shared, one), key=lambda each: each.bytes)
-    total = sum(max(0, one.bytes - one.there) for one in wanted.values())
+    wanted = shared(needed(plan, device))
+    total = bytes_more(wanted)
     left, limit = room(plan.home)
     if total > left:
         parts = "; ".join(
             f"{one.pair}: {one.key.images:,} images, {one.key.views.count:,} views, {one.key.classes:,} classes, "
             f"{one.key.dtype}: {_size(one.bytes)}"
-            for one in wanted.values()
+            for one in wanted
             if one.key
         )
         raise RequestError(
@@ -139,8 +152,6 @@ def find(home: Home, reference: str) -> list[Stored]:
 
 def teacher_names(home: Home) -> dict[str, str]:
     """The names of the home's teachers, by hash."""
-    from trainables.teachers import list_records
-
     return {record.hash: record.name for record in list_records(home.root)}
 
 

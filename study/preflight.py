@@ -32,7 +32,6 @@ HIGH_CAPPED = 0.01
 # What the papers find between LoCa and KD: gains from 0.2 to 1.3 points, most of them below 0.5.
 PLAUSIBLE_DIFFERENCE = 0.5
 _SAMPLE = 2_000
-_BATCH = 125
 # Multiply-adds of the images that a model's speed is measured on: seconds on one core.
 _SAMPLE_MACS = 15e9
 
@@ -116,7 +115,7 @@ def forecast(plan: Plan, store: Store | None, *, device: str, concurrency: int) 
     known = sum(run.state == DONE and run.stage != TEACHER for run in done)
     # Pairs that need the same teacher train it once.
     training = {tuple(run.run_id for run in plan.teacher_runs(p.pair)): p.seconds_teacher for p in pairs}
-    # Every view is asked about once. What is there already is not known in advance, and was cheap to assume missing.
+    # Every view is asked about once. How many of them are there already is not known: none is assumed to be.
     asking = sum(pair.seconds_logits for pair in pairs) if known < runs else 0.0
     seconds = (max(0, runs - known) * each + asking) / concurrency + sum(training.values())
     sd, sd_from = _spread(plan, store)
@@ -132,7 +131,7 @@ def forecast(plan: Plan, store: Store | None, *, device: str, concurrency: int) 
         device=device,
         seconds=seconds,
         disk_bytes=runs * max(_checkpoint_bytes(plan, name) for name in plan.pairs),
-        logit_bytes=sum(max(0, one.bytes - one.there) for one in stored.values()),
+        logit_bytes=logits.bytes_more(logits.shared(stored.values())),
         resolvable=resolvable,
         sd=sd,
         sd_from=sd_from,
@@ -175,11 +174,10 @@ def _pair(
     plain = pair.protocol.epochs * per_epoch
     taught, asking, described_logits = plain, 0.0, ""
     if stored is not None and stored.key is not None:
-        views = stored.key.views.count
-        met = views * (1 - (1 - 1 / views) ** logits.views_shown(plan, name))
-        asking = images * met * teacher_evaluation
+        met = images * stored.key.views_met(logits.views_shown(plan, name))
+        asking = met * teacher_evaluation
         described_logits = (
-            f"each of up to {images * met:,.0f} views is asked about once ({asking / 60:,.1f} min) and kept "
+            f"each of up to {met:,.0f} views is asked about once ({asking / 60:,.1f} min) and kept "
             f"({stored.key.dtype}, up to {stored.bytes / 2**20:,.0f} MiB, {stored.there / 2**20:,.0f} there)"
         )
     elif stored is not None:

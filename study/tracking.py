@@ -8,7 +8,6 @@ A pass reads what was written since the pass before, so it costs what happened a
 from __future__ import annotations
 
 import csv
-import gc
 import http.client
 import io
 import json
@@ -23,6 +22,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
+from analysis.collector import uncollected
 from search_spaces import pairs
 from search_spaces.spaces import written
 from study import mlflow_page
@@ -171,7 +171,8 @@ class Tracker:
         self._known = {}
         token = None
         while True:
-            page = _page(client, self._experiment, token)
+            with uncollected():
+                page = client.search_runs([self._experiment], max_results=1000, page_token=token)
             for run in page:
                 key = run.data.tags.get(KEY)
                 if key in self._known:
@@ -312,7 +313,6 @@ class Tracker:
     def _show_teachers(self, overview: Mapping[str, Any], live: bool) -> None:
         known = {teacher["pair"]: teacher for teacher in overview["teachers"]}
         trained = {pair for pair, _ in self._teachers}
-        trained = {pair for pair, _ in self._teachers}
         runs: dict[tuple[str, int | None], RunRow | None] = {**self._teachers}
         runs |= {(pair, None): None for pair in known if pair not in trained}
         for (pair, fold), run in runs.items():
@@ -339,16 +339,6 @@ class Tracker:
                 started=run.started if run else None,
                 ended=run.ended if run else None,
             )
-
-
-def _page(client: Any, experiment: str, token: str | None) -> Any:
-    """A thousand of an experiment's runs."""
-    # MLflow makes some fifty objects a run; searching all of them for garbage again and again takes most of the time.
-    gc.disable()
-    try:
-        return client.search_runs([experiment], max_results=1000, page_token=token)
-    finally:
-        gc.enable()
 
 
 @dataclass

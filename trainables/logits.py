@@ -87,12 +87,15 @@ class Key:
         """Bytes of the file when every view of every image is in it."""
         return self.images * self.views.count * self.row_bytes
 
+    def views_met(self, draws: int) -> float:
+        """How many different views of an image so many random draws give, on average."""
+        return self.views.count * (1 - (1 - 1 / self.views.count) ** draws)
+
     def bytes_for(self, images: int, draws: int) -> int:
         """Bytes at most that a store takes for so many images, each shown `draws` times, in views drawn at random."""
-        views = self.views.count
-        met = views * (1 - (1 - 1 / views) ** draws)
         # A view alone takes the blocks that its row touches; together they take no more than they are.
-        return int(images * min(views * self.row_bytes, met * (self.row_bytes + _BLOCK)))
+        alone = self.views_met(draws) * (self.row_bytes + _BLOCK)
+        return int(images * min(self.views.count * self.row_bytes, alone))
 
 
 def key_of(teacher: str, dataset: ImageDataset, protocol: Protocol, dtype: str, device: str) -> Key | None:

@@ -172,28 +172,11 @@ def _random_teacher(request: dict[str, Any], home: str) -> str:
     dataset = load_data(request["data"])
     model, folds = request["teacher"]["model"], request["teacher"]["folds"]
     states = [models.build(model, dataset.num_classes).state_dict() for _ in range(max(1, folds))]
-    hashes = [teachers.content_hash(model, dataset.mean, dataset.std, state) for state in states]
-    record = teachers.TeacherRecord(
-        name="probe",
-        hash=hashes[0],
-        dataset=dataset.name,
-        dataset_hash=dataset.hash,
-        model=model,
-        num_classes=dataset.num_classes,
-        mean=dataset.mean,
-        std=dataset.std,
-        trained_on="none",
-        indices_digest=None,
-        test_top1=float("nan"),
-        test_top5=float("nan"),
-        mis_instruction_ratio=float("nan"),
-        ratio_on="not measured",
-        origin="random",
-        created="",
-    )
+    record = teachers.unmeasured_record(model, dataset, states[0], trained_on="none", origin="random")
     if not folds:
         teachers.save(home, record, states[0])
         return record.hash
+    hashes = [teachers.content_hash(model, dataset.mean, dataset.std, state) for state in states]
     of_images = splits.make_folds(dataset.train_labels, folds, request["split"]["split_seed"])
     record = replace(record, hash=teachers.cross_fitted_hash(hashes, of_images), fold_top1=(float("nan"),) * folds)
     teachers.save(home, record, {"members": states, "folds": of_images})

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from trainables import models
+from trainables.data import ImageDataset
 from trainables.files import CheckpointError, checkpoint_bytes, read_checkpoint, write_atomic
 from trainables.naming import unknown
 from trainables.views import normalise
@@ -41,6 +42,7 @@ __all__ = [
     "read_state_dict",
     "save",
     "trained_indices",
+    "unmeasured_record",
 ]
 
 
@@ -237,6 +239,31 @@ def content_hash(
         sha.update(f"{key}{tensor.dtype}{tuple(tensor.shape)}".encode())
         sha.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
     return sha.hexdigest()
+
+
+def unmeasured_record(
+    model_name: str, dataset: ImageDataset, state_dict: dict[str, Tensor], *, trained_on: str, origin: str
+) -> TeacherRecord:
+    """The record of a network with these weights and the data set's normalisation, of which nothing was measured."""
+    unknown_number = float("nan")
+    return TeacherRecord(
+        name=model_name,
+        hash=content_hash(model_name, dataset.mean, dataset.std, state_dict),
+        dataset=dataset.name,
+        dataset_hash=dataset.hash,
+        model=model_name,
+        num_classes=dataset.num_classes,
+        mean=dataset.mean,
+        std=dataset.std,
+        trained_on=trained_on,
+        indices_digest=None,
+        test_top1=unknown_number,
+        test_top5=unknown_number,
+        mis_instruction_ratio=unknown_number,
+        ratio_on="not measured",
+        origin=origin,
+        created="",
+    )
 
 
 def cross_fitted_hash(member_hashes: Sequence[str], folds: Tensor) -> str:

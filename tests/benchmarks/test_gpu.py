@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -61,10 +62,10 @@ def test_mps_has_a_daemon_of_its_own_that_ends_with_it(tmp_path: Path, monkeypat
     monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
     monkeypatch.delenv("CUDA_MPS_PIPE_DIRECTORY", raising=False)
     with gpu.mps():
-        folder = gpu.os.environ["CUDA_MPS_PIPE_DIRECTORY"]
+        folder = os.environ["CUDA_MPS_PIPE_DIRECTORY"]
         assert Path(folder).is_dir()
     assert (tmp_path / "calls").read_text().split() == ["-d", folder, "quit", folder]
-    assert "CUDA_MPS_PIPE_DIRECTORY" not in gpu.os.environ
+    assert "CUDA_MPS_PIPE_DIRECTORY" not in os.environ
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="for machines without a GPU")

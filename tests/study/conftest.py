@@ -14,8 +14,9 @@ from typing import Any
 
 import pytest
 
-from study import tracking
+from study import cli, tracking
 from study.errors import RequestError
+from tests.study.given import Answer, Command
 
 
 @pytest.fixture(autouse=True)
@@ -25,6 +26,21 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name in ("KDSTUDY_STORE", "KDSTUDY_STORAGE", "MLFLOW_TRACKING_URI"):
         monkeypatch.delenv(name, raising=False)
     return folder
+
+
+@pytest.fixture
+def kdstudy(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Command:
+    """The real command line, in this process and in a folder of its own."""
+    monkeypatch.chdir(tmp_path)
+
+    def call(*arguments: object) -> Answer:
+        monkeypatch.setattr(sys, "argv", ["kdstudy", *map(str, arguments)])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        shown = capsys.readouterr()
+        return Answer(int(ended.value.code or 0), shown.out, shown.err)
+
+    return call
 
 
 @pytest.fixture

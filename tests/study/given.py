@@ -1,8 +1,10 @@
-"""Teachers that are there before a study begins."""
+"""What tests of the service are given: teachers that are there before a study begins, answers of the command line."""
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -55,3 +57,16 @@ def keep_teacher(
     record = dataclasses.replace(record, **changes)
     teachers.save(open_home().root, record, {"members": states, "folds": of_images} if folds else states[0], indices)
     return record
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a command came to."""
+
+    code: int
+    out: str
+    err: str
+
+
+Command = Callable[..., Answer]
+"""Calls the command line with these words."""

@@ -9,7 +9,6 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +16,12 @@ import pytest
 import torch
 import yaml
 
-from study import cli, importing, service
+from study import importing, service
 from study.home import Home, open_home
 from study.plan import Plan
 from study.spec import load_spec
 from study.store import Store
+from tests.study.given import Answer, Command
 from trainables import models, teachers
 from trainables.data import ResidentImages
 from trainables.views import CropFlip
@@ -34,31 +34,6 @@ SPEC: dict[str, Any] = {
     "methods": {"ce": {}},
     "seeds": 1,
 }
-
-
-@dataclass(frozen=True)
-class Answer:
-    code: int
-    out: str
-    err: str
-
-
-Command = Callable[..., Answer]
-
-
-@pytest.fixture
-def kdstudy(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Command:
-    """The real command line, in this process and in a folder of its own."""
-    monkeypatch.chdir(tmp_path)
-
-    def call(*arguments: object) -> Answer:
-        monkeypatch.setattr(sys, "argv", ["kdstudy", *map(str, arguments)])
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
-        shown = capsys.readouterr()
-        return Answer(int(ended.value.code or 0), shown.out, shown.err)
-
-    return call
 
 
 @pytest.fixture

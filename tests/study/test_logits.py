@@ -12,9 +12,8 @@ from study.errors import RequestError
 from study.home import open_home
 from study.plan import Plan
 from study.spec import difference
-from tests.study.given import keep_teacher
+from tests.study.given import Command, keep_teacher
 from tests.study.simulation import Simulation, spec_of
-from tests.study.test_bad_input import Command, kdstudy  # noqa: F401
 from trainables.logits import Key, LogitStore, stored
 
 GIVEN = {"checkpoint": "given"}
@@ -126,7 +125,7 @@ def test_a_damaged_store_is_one_line() -> None:
 
 
 def test_stores_are_dropped_by_teacher_or_id_or_all_together(
-    kdstudy: Command,  # noqa: F811
+    kdstudy: Command,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     record = keep_teacher()
