@@ -46,6 +46,7 @@ class Driver:
         threads: CPU threads a run.
         workers: processes of a run that decode its images.
         execution: how steps are run, one of `engine.EXECUTIONS`; None: what suits the device.
+        held: whether this process still is the study's driver.
         owner_alive: whether another study's driver, which owns a run that this study waits for, is still there.
         adopt: called once when the runs that train teachers have ended, with the names of their pairs; puts the hashes
             into the plan, or says why the study ends here.
@@ -60,6 +61,7 @@ class Driver:
         threads: int = 1,
         workers: int = 0,
         execution: str | None = None,
+        held: Callable[[], bool] = lambda: True,
         owner_alive: Callable[[str], bool] = lambda study: False,
         adopt: Callable[[list[str]], str | None] = lambda pairs: None,
     ) -> None:
@@ -73,6 +75,7 @@ class Driver:
         self._threads = threads
         self._workers = workers
         self._execution = execution
+        self._held = held
         self._owner_alive = owner_alive
         self._adopt = adopt
         self._flight: dict[str, RunRow] = {}  # by run id, as claimed
@@ -136,7 +139,7 @@ class Driver:
 
     def _open_points(self) -> None:
         """Open the searches, mend what an earlier driver left, and ask for the runs of the listed points."""
-        storage = open_storage(self.store.url)
+        storage = open_storage(self.store)
         stage = self.plan.first_stage
         points = self.store.points(self.study, stage)
         listed: list[list[tuple[str, MethodSpace, dict[str, Value]]]] = []
@@ -340,6 +343,11 @@ class Driver:
                 rungs=search.rungs if search else (),
             )
         return None
+
+    @property
+    def in_flight(self) -> int:
+        """How many runs are being trained, or about to be."""
+        return len(self._flight)
 
     def _next(self) -> RunRow | None:
         return self._standing.next(teachers=self._teacher_pairs is not None)
@@ -559,6 +567,9 @@ class Driver:
         if now - self._polled < POLL_SECONDS:
             return
         self._polled = now
+        if not self._held():
+            self.stop("another driver has taken the study over")
+            return
         self.store.add_wall_seconds(self.study, now - self._wall_saved)
         self._wall_saved = now
         self._obey(self.store.take_requests(self.study))

@@ -7,6 +7,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from study.database import check_url, is_sqlite, sqlite_file
 from study.errors import RequestError
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
@@ -22,9 +23,9 @@ class Home:
     storage: Path
 
     @property
-    def store_file(self) -> Path:
-        """The store's database."""
-        return Path(self.store_url.removeprefix("sqlite:///"))
+    def has_store(self) -> bool:
+        """Whether there is a store to read: a server's is made by the first who opens it."""
+        return not is_sqlite(self.store_url) or sqlite_file(self.store_url).exists()
 
     @property
     def data(self) -> Path:
@@ -78,21 +79,17 @@ def open_home(create: bool = True) -> Home:
     """
     root = Path(os.environ.get("KDSTUDY_HOME") or "kdstudy-home").expanduser().absolute()
     store_url = os.environ.get("KDSTUDY_STORE") or f"sqlite:///{root / 'store.db'}"
-    if not store_url.startswith("sqlite:///"):
-        kind = store_url.partition(":")[0]
-        raise RequestError(f"KDSTUDY_STORE: stores of kind {kind!r} are not supported; use sqlite:///PATH")
     home = Home(
         root=root,
-        store_url=store_url,
+        store_url=check_url("KDSTUDY_STORE", store_url),
         tracking_uri=os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{root / 'mlflow.db'}",
         storage=Path(os.environ.get("KDSTUDY_STORAGE") or root).expanduser().absolute(),
     )
     if create:
-        for variable, folder in (
-            ("KDSTUDY_HOME", root),
-            ("KDSTUDY_STORAGE", home.storage),
-            ("KDSTUDY_STORE", home.store_file.parent),
-        ):
+        folders = {"KDSTUDY_HOME": root, "KDSTUDY_STORAGE": home.storage}
+        if is_sqlite(home.store_url):
+            folders["KDSTUDY_STORE"] = sqlite_file(home.store_url).parent
+        for variable, folder in folders.items():
             _require_writable(variable, folder)
     return home
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import sys
 from datetime import datetime
@@ -16,6 +17,7 @@ from rich.table import Table
 
 if TYPE_CHECKING:
     from study.home import Home
+    from study.jobs import Job
     from study.preflight import Forecast
     from study.service import Summary
     from study.spec import Spec
@@ -160,6 +162,25 @@ def print_logits(found: list[Stored], names: dict[str, str]) -> None:
         )
     out.print(table)
     out.print(f"{sum(one.bytes for one in found) / 1e6:,.1f} MB in all. MB grow to full as more views are met.")
+
+
+def print_job(job: Job) -> None:
+    """What would be sent to a cluster."""
+    out.print(f"to        {job.address}", markup=False, soft_wrap=True)
+    out.print(f"job       {job.submission}", markup=False, soft_wrap=True)
+    out.print(f"command   {job.command}", markup=False, soft_wrap=True)
+    for name, value in job.environment.items():
+        out.print(f"variable  {name}={value}", markup=False, soft_wrap=True)
+    for name, reason in job.left.items():
+        out.print(f"not sent  {name}: {reason}", markup=False, soft_wrap=True)
+    for name in job.resources:
+        out.print(f"driver    on a node with the resource {name!r}", markup=False, soft_wrap=True)
+    total = sum(job.files.values())
+    out.print(f"files     {len(job.files)} of {total / 1e6:.1f} MB:")
+    for name, size in job.files.items():
+        out.print(f"          {size:>9,}  {name}", markup=False, soft_wrap=True)
+    out.print("spec      as spec.json:")
+    out.print(json.dumps(job.spec, indent=2), markup=False, soft_wrap=True)
 
 
 def command() -> str:

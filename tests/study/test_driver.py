@@ -32,7 +32,7 @@ def lists(**changes: Any) -> Any:
 
 def trials(simulation: Simulation, method: str) -> list[optuna.trial.FrozenTrial]:
     name = f"sim/digits/cnn32-cnn3/{method}"
-    return optuna.load_study(storage=open_storage(simulation.store.url), study_name=name).trials
+    return optuna.load_study(storage=open_storage(simulation.store), study_name=name).trials
 
 
 def test_a_study_of_lists_runs_each_point_once_with_each_seed() -> None:

@@ -11,7 +11,8 @@ import pytest
 
 from study.errors import RequestError
 from study.home import open_home
-from study.service import hold, is_driven
+from study.lock import hold, is_driven
+from study.store import Store
 
 HOLDER = """
 import sys, time
