@@ -338,6 +338,8 @@ def status(
             printing.state_word(counts.state, driven, len(runs)),
             f"after {printing.duration(info['wall_seconds'])} of wall time",
         )
+        if driven and (driver := store.driver(study)) is not None:
+            printing.print_driver(driver)
         for reason, number in counts.reasons.items():
             out.print(f"failed ({number}): {reason}", markup=False, style="red")
         for note in info.get("warnings", ()):

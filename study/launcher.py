@@ -215,9 +215,11 @@ def _slots_of_cluster(machine: Machine) -> Callable[[], int]:
 
 
 def nodes() -> list[dict[str, Any]]:
-    """The nodes of the cluster: name, address, whether alive, CPUs and GPUs."""
+    """The nodes of the Ray that runs now, if one does: name, address, whether alive, CPUs and GPUs."""
     import ray
 
+    if not ray.is_initialized():
+        return []
     return [
         {
             "host": node["NodeManagerHostname"],

@@ -342,6 +342,7 @@ class Plan:
             "checkpoints": str(self.home.checkpoints / run.run_id),
             "resume_from": run.checkpoint,
             "rungs": list(rungs),
+            "hangs_after": 60 * self.spec.budget.epoch_minutes,
             "device": device,
             "threads": threads,
             "workers": workers,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import sys
+import time
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from study.preflight import Forecast
     from study.service import Summary
     from study.spec import Spec
-    from study.store import RunRow
+    from study.store import DriverRow, RunRow
     from trainables.logits import Stored
     from trainables.teachers import TeacherRecord
 
@@ -162,6 +163,19 @@ def print_logits(found: list[Stored], names: dict[str, str]) -> None:
         )
     out.print(table)
     out.print(f"{sum(one.bytes for one in found) / 1e6:,.1f} MB in all. MB grow to full as more views are met.")
+
+
+def print_driver(driver: DriverRow) -> None:
+    """Who drives a study, and the nodes that it has."""
+    ago = max(0.0, time.time() - driver.seen)
+    out.print(f"driven by {driver.who}, heard of {duration(ago)} ago", markup=False, soft_wrap=True)
+    nodes = driver.about.get("nodes", [])
+    if len(nodes) > 1:
+        table = table_of("node", "address", "", ">cores", ">GPUs")
+        for node in nodes:
+            alive = "up" if node["alive"] else "[bold red]lost[/]"
+            table.add_row(node["host"], node["address"], alive, f"{node['cpus']:g}", f"{node['gpus']:g}")
+        out.print(table)
 
 
 def print_job(job: Job) -> None:

@@ -6,6 +6,7 @@ import contextlib
 import logging
 import os
 import signal
+import socket
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
@@ -15,11 +16,11 @@ from rich.console import Console
 
 from search_spaces.spaces import MethodSpace
 from study import launcher, logits, record, sharing, teachers, tracking
-from study.driver import Driver
+from study.driver import SAME_FAILURES, Driver
 from study.errors import DONE as EXIT_DONE
 from study.errors import INTERRUPTED, RUNS_FAILED, RequestError
 from study.home import Home, open_home
-from study.lock import hold, is_driven
+from study.lock import hold, is_driven, whoami
 from study.plan import TEACHER, PairPlan, Plan
 from study.progress import Display, Progress
 from study.spec import Spec, difference, parse_spec
@@ -151,7 +152,7 @@ class _Running:
     def run(self, machine: launcher.Machine, found: dict[str, Teacher], track_later: bool) -> Summary:
         _log_to(self.home, self.name)
         launcher.quiet()
-        driver = Driver(
+        self.driver = driver = Driver(
             self.plan,
             self.store,
             device=machine.device,
@@ -160,6 +161,7 @@ class _Running:
             execution=machine.execution,
             owner_alive=lambda study: is_driven(self.home, self.store, study),
             held=self.held,
+            announce=self._announce,
             adopt=lambda pairs: self._adopt(pairs, found),
         )
         progress = self.progress
@@ -203,6 +205,11 @@ class _Running:
         self.store.update_info(self.name, teachers=entries, warnings=notes)
         self.progress.note = ""
         return TEACHERS_DONE if self.teachers_only else None
+
+    def _announce(self) -> None:
+        """Let others see that this driver lives, and the nodes that it has."""
+        about = {"nodes": launcher.nodes(), "in_flight": self.driver.in_flight}
+        self.store.set_driver(self.name, whoami(), socket.gethostname(), about)
 
     def _record(self) -> None:
         """Write down what the study is made of, for MLflow and the report."""
@@ -265,7 +272,8 @@ def summarise(
     failed = states.count(FAILED)
     waiting = len(states) - failed - states.count(DONE) - states.count(PRUNED)
     begun = not students or any(run.stage != TEACHER for run in unique)
-    stopped = waiting > 0 or ((stopped_by is not None or not begun) and not failed)
+    gave_up = stopped_by is not None and stopped_by.startswith(SAME_FAILURES)
+    stopped = not gave_up and (waiting > 0 or ((stopped_by is not None or not begun) and not failed))
     return Summary(
         study=study,
         state="stopped" if stopped else "failed" if failed else "finished",

@@ -40,6 +40,10 @@ EXECUTIONS = ("eager", "graphs", "compiled")
 _PARTS = ("loss", "ce", "kd", "mis_instruction_ratio", "capped_ratio")
 
 
+NOT_FINITE = "loss is not finite"
+"""How the reason begins why such a run failed."""
+
+
 class NonFinite(ArithmeticError):
     """The training loss is not a finite number any more."""
 
@@ -213,7 +217,7 @@ class Trainer:
             raise DataError(f"data set {self._dataset.name}: not one of its images decodes")
         loss, hits, mis_instructed, capped, *others = (sums / seen).tolist()
         if not math.isfinite(loss):
-            raise NonFinite(f"loss is not finite at epoch {epoch}")
+            raise NonFinite(f"{NOT_FINITE} at epoch {epoch}")
         metrics = {**dict(zip(extra, others, strict=True)), "train_loss": loss, "train_top1": 100 * hits, "lr": lr}
         if self.teaching is not None:
             metrics |= {"mis_instruction_ratio": mis_instructed, "capped_ratio": capped}

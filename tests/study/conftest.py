@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import time
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,9 @@ from typing import Any
 import pytest
 
 from study import cli, tracking
+from study.database import check_url
 from study.errors import RequestError
+from tests.servers import Postgres
 from tests.study.given import Answer, Command
 
 
@@ -26,6 +29,20 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name in ("KDSTUDY_STORE", "KDSTUDY_STORAGE", "MLFLOW_TRACKING_URI"):
         monkeypatch.delenv(name, raising=False)
     return folder
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Postgres]:
+    """A PostgreSQL server for all tests of a process; skips where it is not installed."""
+    server = Postgres()
+    yield server
+    server.remove()
+
+
+@pytest.fixture
+def postgres_url(postgres: Postgres) -> str:
+    """The address, password included, of a database that no other test uses."""
+    return check_url("KDSTUDY_STORE", postgres.create(f"test-{uuid.uuid4().hex}"))
 
 
 @pytest.fixture
