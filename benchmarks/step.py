@@ -9,7 +9,7 @@ On CIFAR-shaped images in batches of 64, on one CPU thread or on a GPU, for resn
   backward, optimiser, metrics. On a GPU the clock waits for the device after each part, which the step itself does not:
   the last row has the whole step as a run takes it.
 * the student's passes as arithmetic: two floating-point operations a multiply-add, a backward pass twice a forward
-  pass. The limit is the device's matrix product (float32, square), measured between the steps of the same run.
+  pass. The limit is the device's matrix product (float32), measured between the steps of the same run.
 * the student's step in other ways, in turns, each in a process of its own: the layout in memory, the optimiser's
   implementation, bfloat16 and (on a CPU) whether the process keeps the memory that it frees. `plain torch` is what one
   writes without thinking of any of it; to reach: faster than that. `--compile` adds torch.compile; that takes minutes.
@@ -141,12 +141,22 @@ class Steps:
         return found
 
 
-def matrix_product(device: str) -> tuple[Callable[[], Tensor], float]:
-    """A square float32 product that fills the device, and its 1e9 floating-point operations."""
+def matrix_products(device: str) -> dict[str, tuple[Callable[[], Tensor], float]]:
+    """Float32 products that fill the device, each with its 1e9 floating-point operations.
+
+    A square one by the library for matrices, and a 1x1 convolution, which is one too, by the library for convolutions:
+    which of them knows the processor better differs.
+    """
     n = 8192 if device == "cuda" else 2048
     a, b = torch.randn(2, n, n, device=device)
     out = torch.empty(n, n, device=device)
-    return lambda: torch.mm(a, b, out=out), 2 * n**3 / 1e9
+    images, channels, side = (BATCH, 1024, 32) if device == "cuda" else (BATCH, 256, 16)
+    pixels = torch.randn(images, channels, side, side, device=device).to(memory_format=torch.channels_last)
+    kernels = torch.randn(channels, channels, 1, 1, device=device).to(memory_format=torch.channels_last)
+    return {
+        "square": (lambda: torch.mm(a, b, out=out), 2 * n**3 / 1e9),
+        "1x1 convolution": (lambda: F.conv2d(pixels, kernels), 2 * images * side**2 * channels**2 / 1e9),
+    }
 
 
 def of_parts(student: str, dataset: ImageDataset, folder: Path, device: str, steps: int, rounds: int) -> list[Table]:
@@ -161,16 +171,15 @@ def of_parts(student: str, dataset: ImageDataset, folder: Path, device: str, ste
     trainer = engine.Trainer(
         run, dataset, indices, indices[:0], teacher, evaluate_test=False, device=device, store=store
     )
-    product, operations = matrix_product(device)
+    products = matrix_products(device)
     parts: dict[str, list[float]] = defaultdict(list)
 
     def apart() -> None:
         for part, seconds in taken.take(indices).items():
             parts[part].append(seconds)
 
-    seconds = interleaved(
-        {"apart": apart, "whole": trainer.train_epoch, "product": product}, rounds=rounds, device=device
-    )
+    calls = {"apart": apart, "whole": trainer.train_epoch, **{name: call for name, (call, _) in products.items()}}
+    seconds = interleaved(calls, rounds=rounds, device=device)
     of = {part: median(values[1:]) for part, values in parts.items()}
     whole, total = median(seconds["whole"]) / steps, sum(of[part] for part in PARTS)
     rows = [(part, 1e3 * of[part], 100 * of[part] / total) for part in PARTS]
@@ -186,7 +195,8 @@ def of_parts(student: str, dataset: ImageDataset, folder: Path, device: str, ste
         "beside them.",
     )
     macs = models.count_macs(taken.model, (3, 32, 32)) * BATCH
-    peak = operations / min(seconds["product"])
+    rates = {name: operations / min(seconds[name]) for name, (_, operations) in products.items()}
+    peak = max(rates.values())
     passes = (
         ("forward", 2, of["student forward"]),
         ("backward", 4, of["backward"]),
@@ -199,8 +209,9 @@ def of_parts(student: str, dataset: ImageDataset, folder: Path, device: str, ste
             (name, each * macs / 1e9, each * macs / 1e9 / spent, 100 * each * macs / 1e9 / spent / peak)
             for name, each, spent in passes
         ),
-        f"Limit: the matrix product's {peak:.4g} GFLOP/s, its fastest in this run. The passes also hold batch norms, "
-        "ReLUs and sums, which are no products.",
+        f"Limit: the matrix product's {peak:.4g} GFLOP/s, its fastest in this run ("
+        + ", ".join(f"{name} {rate:.4g}" for name, rate in rates.items())
+        + "). The passes also hold batch norms, ReLUs and sums, which are no products.",
     )
     return [first, second]
 

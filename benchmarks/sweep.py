@@ -211,10 +211,11 @@ def _record(model: str, dataset: ImageDataset, weights: dict[str, torch.Tensor])
 
 @dataclass(frozen=True)
 class Outcome:
-    """How long a way took, in seconds, and what came out."""
+    """How long a way took, in seconds, what came out, and where the time went, where the way can say so (`SPENT`)."""
 
     seconds: float
     histories: Histories
+    spent: tuple[float, ...] = ()
 
 
 def run_plain(prepared: Prepared) -> Outcome:
@@ -233,13 +234,18 @@ def run_kdstudy(prepared: Prepared, home: Path, logits: Path, name: str, alphas:
     file = home / f"{name}.yaml"
     file.write_text(yaml.safe_dump(prepared.sweep.spec(name, alphas)), encoding="utf-8")
     where = {"KDSTUDY_HOME": str(home), "KDSTUDY_LOGITS": str(logits)}
-    concurrency = str(prepared.plain.concurrency)
-    seconds = _timed(["-m", "kdstudy", "run", str(file), "--concurrency", concurrency], home / f"{name}.out", where)
+    concurrency = prepared.plain.concurrency
+    began = time.time()
+    command = ["-m", "kdstudy", "run", str(file), "--concurrency", str(concurrency)]
+    seconds = _timed(command, home / f"{name}.out", where)
     with Store(f"sqlite:///{home / 'store.db'}").opened() as store:
         rows = store.runs(name)
         if taken := sum(row.taken_over for row in rows):
             raise Disagreement(f"{taken} of the {len(rows)} runs were not trained but taken over")
-        return Outcome(seconds, {row.parameters["alpha"]: store.history(row.run_id) for row in rows})
+        histories = {row.parameters["alpha"]: store.history(row.run_id) for row in rows}
+    first, last = min(row.started or 0.0 for row in rows) - began, max(row.ended or 0.0 for row in rows) - began
+    busy = sum(row.device_seconds for row in rows) / concurrency
+    return Outcome(seconds, histories, (first, busy, last - first - busy, seconds - last))
 
 
 def _timed(arguments: list[str], log: Path, variables: dict[str, str]) -> float:
@@ -346,12 +352,15 @@ def bounds(sweep: Sweep) -> tuple[float, float]:
 # The tables
 
 WAYS = ("plain", "cold", "warm", "other alphas")
+# Where the seconds of a study go: imports, the teacher's measurement and Ray's start; training and measuring students,
+# a worker's share of it; workers that wait for Ray or for the last run; MLflow's last pass, the answer, the end.
+SPENT = ("until the first run", "training", "workers idle", "after the last run")
 
 
 def measure_sweep(
     prepared: Prepared, folder: Path, rounds: int
-) -> tuple[dict[str, list[float]], dict[str, Difference]]:
-    """Each way in turns: its seconds in each round, and its largest difference from the plain way.
+) -> tuple[dict[str, list[float]], dict[str, Difference], dict[str, tuple[float, ...]]]:
+    """Each way in turns: its seconds in each round, its largest difference from the plain way, where its time went.
 
     Raises:
         Disagreement: a way did not train the plain way's runs.
@@ -359,6 +368,7 @@ def measure_sweep(
     sweep = prepared.sweep
     seconds: dict[str, list[float]] = {way: [] for way in WAYS}
     worst: dict[str, Difference] = {}
+    spent: dict[str, tuple[float, ...]] = {}
     for number in range(rounds):
         logits = folder / f"logits-{number}"
         cold, warm = (_new_home(prepared, folder / f"{way}-{number}") for way in ("cold", "warm"))
@@ -370,13 +380,14 @@ def measure_sweep(
         }
         for way, outcome in found.items():
             seconds[way].append(outcome.seconds)
+            spent[way] = outcome.spent
             print(f"{sweep.pair}, {way}: {outcome.seconds:.1f} s", file=sys.stderr)
         for way in ("cold", "warm"):
             differs = difference(found["plain"].histories, found[way].histories)
             require_agreement(differs, way)
             before = worst.get(way, differs)
             worst[way] = Difference(*map(max, zip(_values(differs), _values(before), strict=True)))
-    return seconds, worst
+    return seconds, worst, spent
 
 
 def _values(found: Difference) -> tuple[float, float, float]:
@@ -416,11 +427,13 @@ def measure(
     concurrency: int = 2,
     loader_workers: int = 0,
     work: Path | None = None,
+    only: str | None = None,
 ) -> list[Table]:
     """Sweep both pairs, then short trials.
 
     Args:
         quick: the digits instead, in seconds.
+        only: this pair alone, and no short trials.
         root: folder of CIFAR-100.
         checkpoints: folder of teachers, `cifar100_MODEL.pth`.
         images: of a run.
@@ -440,12 +453,18 @@ def measure(
         one = Sweep(
             "resnet56-resnet20", "cifar100", root, "crd-240", epochs, images, images // 5, ALPHAS, OTHERS, checkpoints
         )
-        long = [one, replace(one, pair="resnet32x4-resnet8x4")]
-        short = replace(one, epochs=1, images=256, test_images=51, alphas=_spread(0.8, 16), others=_spread(0.806, 16))
+        long = [replace(one, pair=pair) for pair in TARGETS if only in (None, pair)]
+        short = (
+            None
+            if only
+            else replace(one, epochs=1, images=256, test_images=51, alphas=_spread(0.8, 16), others=_spread(0.806, 16))
+        )
     with TemporaryDirectory(prefix="kdstudy-sweep-", dir=work) as temporary:
         folder = Path(temporary)
         root = folder / "home"
         home = Home(root, f"sqlite:///{root / 'store.db'}", f"sqlite:///{root / 'mlflow.db'}", root)
+
+        profile: list[tuple[object, ...]] = []
 
         def measured(sweep: Sweep, limits: tuple[float, float] | None) -> tuple[list[tuple[object, ...]], float]:
             there = folder / ("short" if limits is None else "long") / sweep.pair
@@ -453,7 +472,10 @@ def measure(
             two_steps = replace(sweep, epochs=1, images=2 * batch, alphas=(sweep.alphas[0], sweep.alphas[-1]))
             found = probe(prepare(two_steps, home, there / "probe", concurrency, loader_workers), there / "probed")
             prepared = prepare(sweep, home, there / "plain", concurrency, loader_workers)
-            return _rows(sweep.pair, *measure_sweep(prepared, there, rounds), limits), found
+            seconds, worst, spent = measure_sweep(prepared, there, rounds)
+            label = sweep.pair + (", short trials" if limits is None else "")
+            profile.extend((label, way, *parts) for way, parts in spent.items() if parts)
+            return _rows(sweep.pair, seconds, worst, limits), found
 
         rows, probed = zip(*(measured(sweep, bounds(sweep)) for sweep in long), strict=True)
         title = f"A sweep of {len(long[0].alphas)} alphas"
@@ -462,7 +484,8 @@ def measure(
             found, _ = measured(short, None)
             title = f"Short trials: {len(short.alphas)} of one epoch on {short.images} images"
             tables.append(Table(title, _COLUMNS, tuple(found), "Limit: the framework's own cost, see `overhead`."))
-    return tables
+    text = "Limit: the training alone. The last of the rounds."
+    return [*tables, Table("Where kdstudy's seconds go", ("pair", "way", *SPENT), tuple(profile), text)]
 
 
 def _spread(first: float, count: int) -> tuple[float, ...]:
@@ -492,6 +515,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=1, help="how often each way has its turn (1)")
     parser.add_argument("--concurrency", type=int, default=2, help="runs at a time, a core each (2)")
     parser.add_argument("--loader-workers", type=int, default=0, help="of the plain way's DataLoader (0)")
+    parser.add_argument("--pair", choices=TARGETS, help="this one alone, and no short trials")
     parser.add_argument("--work", type=Path, metavar="FOLDER", help="where temporary files go")
     options = parser.parse_args()
     if not options.quick and not options.root.is_dir():
@@ -515,6 +539,7 @@ def _measured(options: argparse.Namespace) -> list[Table]:
         concurrency=options.concurrency,
         loader_workers=options.loader_workers,
         work=options.work,
+        only=options.pair,
     )
 
 

@@ -116,10 +116,15 @@ def test_without_the_data_the_command_says_so(
 
 @pytest.mark.slow
 def test_both_ways_train_the_same_runs(tmp_path: Path) -> None:
-    (table,) = sweep.measure(quick=True, work=tmp_path)
+    table, spent = sweep.measure(quick=True, work=tmp_path)
     rows = [dict(zip(table.columns, row, strict=True)) for row in table.rows]
     assert [row["way"] for row in rows] == list(sweep.WAYS)
     assert all(row["seconds"] > 0 and isinstance(row["plain / this"], Ratio) for row in rows)
     # Digits in a few steps: float32 sums in another order change next to nothing yet.
     assert all(row["last accuracy differs by"] <= 2.5 for row in rows if row["way"] in ("cold", "warm"))
+    assert [row[1] for row in spent.rows] == list(sweep.WAYS[1:])
+    for row, (_, way, *parts) in zip(rows[1:], spent.rows, strict=True):
+        assert row["way"] == way
+        assert all(isinstance(part, float) and part >= 0 for part in parts)
+        assert sum(parts) == pytest.approx(row["seconds"], abs=0.05)
     assert not list(tmp_path.iterdir())
