@@ -158,7 +158,7 @@ def launch(
     address: Annotated[str, typer.Option(help="The cluster's dashboard: http://HOST:8265.")],
     set_: SetOption = None,
     follow: Annotated[bool, typer.Option("--follow", help="Show what it prints; Ctrl-C leaves it running.")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say exactly what would be sent, and send nothing.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be sent, and send nothing.")] = False,
     env: Annotated[
         list[str] | None, typer.Option(metavar="NAME=VALUE", help="A variable of the job; nothing secret.")
     ] = None,
@@ -312,8 +312,8 @@ def status(
     """Show where a study stands."""
     import time
 
-    from study.progress import Display, Progress
     from study.lock import is_driven
+    from study.progress import Display, Progress
     from study.service import summarise
     from study.spec import parse_spec
 
@@ -812,7 +812,7 @@ def _variable(given: str) -> tuple[str, str]:
 
 
 def _home_of_cluster(environment: Mapping[str, str]) -> Home | None:
-    """The home whose store a job will use, where it is the one that is used here; None where the cluster has its own."""
+    """This home, where a job will use the same store; None where the cluster has its own."""
     from study.home import open_home
 
     return open_home(create=False) if environment.get("KDSTUDY_STORE") else None

@@ -54,7 +54,7 @@ def without_password(url: str) -> str:
         parsed = sa.make_url(url)
     except sa.exc.ArgumentError:
         return url.partition(":")[0] + ":…"
-    return parsed.set(password=None).render_as_string()
+    return parsed._replace(password=None).render_as_string()
 
 
 def check_url(variable: str, url: str) -> str:
@@ -234,8 +234,10 @@ def patient(call: Callable[P, T]) -> Callable[P, T]:
 def patient_methods(cls: type[T]) -> type[T]:
     """Make all public methods of a class patient; each is one transaction that may be made again."""
     for name, member in vars(cls).items():
-        if not name.startswith("_") and inspect.isfunction(member) and not inspect.isgeneratorfunction(
-            inspect.unwrap(member)
+        if (
+            not name.startswith("_")
+            and inspect.isfunction(member)
+            and not inspect.isgeneratorfunction(inspect.unwrap(member))
         ):
             setattr(cls, name, patient(member))
     return cls

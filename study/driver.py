@@ -23,7 +23,7 @@ from search_spaces.spaces import MethodSpace, Value
 from study.plan import ABLATION, FINAL, SEARCH, TEACHER, Plan, RunPlan
 from study.search import PointSearch, open_storage
 from study.standing import Point, Standing
-from study.store import COMPLETE, DONE, FAILED, OPEN, PRUNED, NewRun, PointRow, RunRow, Store
+from study.store import COMPLETE, DONE, FAILED, OPEN, PRUNED, RUNNING, NewRun, PointRow, RunRow, Store
 from trainables import engine
 from trainables.runner import forget
 
@@ -335,8 +335,12 @@ class Driver:
                 return None
             attempt = self.store.claim(run.run_id, self.study)
             if attempt is None:
+                found = self.store.run(self.study, run.run_id)
+                if found.state == RUNNING and found.owner == self.study:
+                    # Ours: an outage took the answer to a claim that was made.
+                    self.store.requeue(run.run_id, found.attempt, lost=False)
                 self._follow()
-                continue  # another study's driver was faster; its result will be taken over
+                continue  # else another study's driver was faster; its result will be taken over
             # As it is now: what another driver did with it may be newer than what was followed.
             run = self.store.run(self.study, run.run_id)
             self._flight[run.run_id] = run

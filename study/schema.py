@@ -1,7 +1,7 @@
 """The versions of the store's schema: made new, brought up from an older one, or refused where it is a newer one's.
 
-The steps lie in `study/migrations`, one file each (Alembic). A new store is made whole, from the tables as they are now;
-a test compares it with one that took all the steps.
+The steps lie in `study/migrations`, one file each (Alembic). A new store is made whole, from the tables as they are; a
+test compares it with one that took all the steps.
 """
 
 from __future__ import annotations

@@ -176,9 +176,7 @@ class Budget(_Part):
     epoch_minutes: float = Field(
         360.0, gt=0, description="a worker that finishes no epoch for so long hangs: it is killed, its run goes on"
     )
-    same_failures: int = Field(
-        5, ge=1, description="so many runs that fail alike, one after the other, stop the study"
-    )
+    same_failures: int = Field(5, ge=1, description="so many runs that fail alike, one after the other, stop the study")
 
 
 class Spec(_Part):

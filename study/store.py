@@ -435,11 +435,10 @@ class Store:
                     started=sa.func.coalesce(_runs.c.started, time.time()),
                 )
             )
-            if changed.rowcount:
-                _touch(connection, _study_runs.c.run_id == run_id)
-            # The one driver of its study has it already where the answer to its claim was lost in an outage.
-            mine = _runs.c.run_id == run_id, _runs.c.state == RUNNING, _runs.c.owner == study
-            return connection.scalar(sa.select(_runs.c.attempt).where(*mine))
+            if changed.rowcount == 0:
+                return None
+            _touch(connection, _study_runs.c.run_id == run_id)
+            return connection.scalar(sa.select(_runs.c.attempt).where(_runs.c.run_id == run_id))
 
     def record(
         self,

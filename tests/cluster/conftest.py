@@ -10,7 +10,7 @@ import sys
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import psutil
@@ -79,10 +79,10 @@ class Nodes:
 
     def _start(self, name: str, arguments: list[str]) -> subprocess.Popen[bytes]:
         log = (self.folder / f"{name}.log").open("ab")
+        command = [str(Path(sys.executable).parent / "ray"), "start", "--block", "--disable-usage-stats"]
         temporary = ["--temp-dir", f"/tmp/kds-{uuid.uuid4().hex[:6]}"] if name == "head" else []
         process = subprocess.Popen(
-            [str(Path(sys.executable).parent / "ray"), "start", "--block", "--disable-usage-stats"]
-            + ["--object-store-memory", "80000000", *arguments, *temporary],
+            [*command, "--object-store-memory", "80000000", *arguments, *temporary],
             env=self.environment,
             stdout=log,
             stderr=log,
@@ -101,7 +101,7 @@ class Nodes:
     def kill(node: subprocess.Popen[bytes]) -> None:
         """A power cut: all processes of a node at once."""
         for process in [*psutil.Process(node.pid).children(recursive=True), psutil.Process(node.pid)]:
-            with _absent():
+            with suppress(psutil.NoSuchProcess):
                 process.send_signal(signal.SIGKILL)
         node.wait()
 
@@ -110,7 +110,7 @@ class Nodes:
         """The processes on a node that train a run."""
         found = []
         for process in psutil.Process(node.pid).children(recursive=True):
-            with _absent():
+            with suppress(psutil.NoSuchProcess):
                 if "RunTrainable" in " ".join(process.cmdline()):
                     found.append(process)
         return found
@@ -123,14 +123,6 @@ class Nodes:
         for process in [*self.nodes, self.head]:
             if process.poll() is None:
                 self.kill(process)
-
-
-@contextmanager
-def _absent() -> Iterator[None]:
-    try:
-        yield
-    except psutil.NoSuchProcess:
-        pass
 
 
 class Study:

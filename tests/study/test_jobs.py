@@ -118,7 +118,7 @@ def test_code_that_would_stand_in_for_ours_is_refused(tmp_path: Path, name: str)
     (tmp_path / name).mkdir()
     with pytest.raises(RequestError, match=f"--with: {name} is a name of kdstudy's own"):
         jobs.prepare(spec_of(), ADDRESS, extra=[tmp_path / name])
-    with pytest.raises(RequestError, match="--with: .* does not exist"):
+    with pytest.raises(RequestError, match=r"--with: .* does not exist"):
         jobs.prepare(spec_of(), ADDRESS, extra=[tmp_path / "nothing"])
 
 
@@ -132,7 +132,8 @@ def test_an_address_that_is_no_dashboards_is_refused(address: str) -> None:
 def test_a_dry_run_shows_what_would_be_sent(kdstudy: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("KDSTUDY_STORE", "postgresql://me:hidden@db/kdstudy")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://localhost:5000")
-    answer = kdstudy("launch", "quickstart", "--address", ADDRESS, "--dry-run", "--env", "A=1", "--set", "seeds=2")
+    kdstudy("init", "mine")
+    answer = kdstudy("launch", "mine.yaml", "--address", ADDRESS, "--dry-run", "--env", "A=1", "--set", "seeds=2")
     assert answer.code == 0, answer.err
     for line in (
         f"to        {ADDRESS}",
@@ -141,7 +142,7 @@ def test_a_dry_run_shows_what_would_be_sent(kdstudy: Command, monkeypatch: pytes
         "variable  A=1",
         "not sent  MLFLOW_TRACKING_URI: an address of this host alone",
         "study/cli.py",
-        '"name": "quickstart"',
+        '"name": "mine"',
     ):
         assert line in answer.out, line
     assert "hidden" not in answer.out

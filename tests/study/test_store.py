@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import multiprocessing
 import queue
-import sqlite3
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path

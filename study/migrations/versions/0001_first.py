@@ -19,7 +19,7 @@ def upgrade() -> None:
     )
     op.create_table(
         "kdstudy_points",
-        sa.Column("study", sa.ForeignKey("kdstudy_studies.name"), primary_key=True),
+        sa.Column("study", sa.String(100), sa.ForeignKey("kdstudy_studies.name"), primary_key=True),
         sa.Column("stage", sa.String(10), primary_key=True),
         sa.Column("point_id", sa.String(16), primary_key=True),
         sa.Column("pair", sa.String(200), nullable=False),
@@ -50,10 +50,10 @@ def upgrade() -> None:
     )
     op.create_table(
         "kdstudy_study_runs",
-        sa.Column("study", sa.ForeignKey("kdstudy_studies.name"), primary_key=True),
+        sa.Column("study", sa.String(100), sa.ForeignKey("kdstudy_studies.name"), primary_key=True),
         sa.Column("stage", sa.String(10), primary_key=True),
         sa.Column("point_id", sa.String(16), primary_key=True),
-        sa.Column("run_id", sa.ForeignKey("kdstudy_runs.run_id"), primary_key=True, index=True),
+        sa.Column("run_id", sa.String(16), sa.ForeignKey("kdstudy_runs.run_id"), primary_key=True, index=True),
         sa.Column("seed", sa.Integer, nullable=False),
         sa.Column("screening", sa.Boolean, nullable=False),
         sa.Column("pruned", sa.Boolean, nullable=False),
@@ -61,7 +61,7 @@ def upgrade() -> None:
     )
     op.create_table(
         "kdstudy_results",
-        sa.Column("run_id", sa.ForeignKey("kdstudy_runs.run_id"), primary_key=True),
+        sa.Column("run_id", sa.String(16), sa.ForeignKey("kdstudy_runs.run_id"), primary_key=True),
         sa.Column("epoch", sa.Integer, primary_key=True),
         sa.Column("metrics", sa.JSON, nullable=False),
         sa.Column("time", sa.Float, nullable=False),

@@ -1,4 +1,4 @@
-"""Drivers say who and where they are; points have an order that does not depend on SQLite; Alembic keeps the version."""
+"""Drivers say who they are; the order of points does not depend on SQLite; Alembic keeps the version."""
 
 import sqlalchemy as sa
 from alembic import op
