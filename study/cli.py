@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from types import ModuleType
@@ -174,6 +174,8 @@ def launch(
 ) -> None:
     """Run a study as a job on a cluster, or go on with it there. Closing this terminal changes nothing."""
     from study import jobs
+    from study.database import is_sqlite
+    from study.home import open_home
     from study.lock import is_driven
     from study.store import Store
 
@@ -188,8 +190,8 @@ def launch(
     if dry_run:
         printing.print_job(job)
         return
-    home = _home_of_cluster(job.environment)
-    if home is not None:
+    home = open_home(create=False)
+    if not is_sqlite(home.store_url):  # else the cluster has its own
         with Store(home.store_url).opened() as store:
             if is_driven(home, store, job.study):
                 who = driver.who if (driver := store.driver(job.study)) else "another process"
@@ -809,13 +811,6 @@ def _variable(given: str) -> tuple[str, str]:
     if not found or not name.isidentifier():
         raise RequestError(f"--env: {given!r} is not NAME=VALUE")
     return name, value
-
-
-def _home_of_cluster(environment: Mapping[str, str]) -> Home | None:
-    """This home, where a job will use the same store; None where the cluster has its own."""
-    from study.home import open_home
-
-    return open_home(create=False) if environment.get("KDSTUDY_STORE") else None
 
 
 def _open() -> tuple[Home, Store]:

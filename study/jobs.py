@@ -10,6 +10,7 @@ import asyncio
 import hashlib
 import ipaddress
 import json
+import logging
 import os
 import shlex
 import shutil
@@ -33,6 +34,8 @@ _LEFT_OUT = shutil.ignore_patterns("__pycache__", "*.pyc", "*.egg-info", ".git",
 # Addresses that a job is told, where they are set here and mean something elsewhere.
 _ADDRESSES = ("KDSTUDY_STORE", "MLFLOW_TRACKING_URI", "KDSTUDY_STORAGE", "AWS_ENDPOINT_URL", "MLFLOW_S3_ENDPOINT_URL")
 _METADATA = "kdstudy.study"
+# They set levels of their own.
+_CHATTER = ("ray.dashboard.modules.dashboard_sdk", "ray.dashboard.modules.job.sdk")
 
 
 @dataclass(frozen=True)
@@ -210,12 +213,15 @@ def submit(job: Job) -> None:
 def _client(address: str) -> Any:
     require_token()
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    from ray.exceptions import RayError
     from ray.job_submission import JobSubmissionClient
 
     quiet()
+    for name in _CHATTER:
+        logging.getLogger(name).setLevel(logging.ERROR)
     try:
         return JobSubmissionClient(address)
-    except (ConnectionError, RuntimeError, ValueError) as error:
+    except (ConnectionError, RuntimeError, ValueError, RayError) as error:
         raise RequestError(f"--address: no Ray cluster answers at {address}: {_first_line(error)}") from None
 
 
@@ -278,9 +284,10 @@ def follow(address: str, submission: str) -> Iterator[str]:
         state = _state(client.get_job_info(submission))
         if state.over:
             # The stream may end before the last lines are in it.
-            rest = client.get_job_logs(submission)[seen:]
-            if rest:
-                yield rest
+            try:
+                yield client.get_job_logs(submission)[seen:]
+            except RuntimeError as error:
+                yield f"\n(the rest of what it printed cannot be read: {_first_line(error)})\n"
             return
         time.sleep(1)
 

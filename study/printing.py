@@ -64,6 +64,8 @@ def print_summary(summary: Summary) -> None:
         out.print(f"note: {note}", markup=False, style="yellow")
     for reason, number in summary.reasons.items():
         out.print(f"failed ({number}): {reason}", markup=False, style="red")
+    if summary.state == "failed" and summary.stopped_by:
+        out.print(f"Stopped early ({summary.stopped_by}).", markup=False, style="red")
     if summary.failed:
         out.print(f"Try them again with: {command()} retry {summary.study}; {command()} run {summary.study}")
     if summary.state == "stopped":

@@ -40,7 +40,7 @@ EPOCHS = 40
 class Nodes:
     """Ray nodes, each with one core, and a head with none; the token is this test's own."""
 
-    def __init__(self, folder: Path, count: int, *, dashboard: bool = False) -> None:
+    def __init__(self, folder: Path, count: int, *, dashboard: bool = False, **environment: str) -> None:
         self.token = folder / "token"
         self.token.write_text(secrets.token_hex(32))
         self.folder = folder
@@ -53,6 +53,7 @@ class Nodes:
             "RAY_health_check_period_ms": "1000",
             "RAY_health_check_failure_threshold": "3",
             "OMP_NUM_THREADS": "1",
+            **environment,
         }
         self._dashboard = dashboard
         self._nodes: list[subprocess.Popen[bytes]] = []
@@ -67,13 +68,16 @@ class Nodes:
     def start_head(self) -> None:
         """The head: no runs, no dashboard unless it is asked for."""
         arguments = ["--head", "--port", str(self.port), "--num-cpus", "0", "--node-ip-address", "127.0.0.1"]
+        arguments += ["--dashboard-agent-listen-port", str(free_port())]
         arguments += ["--include-dashboard", str(self._dashboard).lower(), "--dashboard-port", str(self.dashboard)]
         self.head = self._start("head", arguments)
 
     def add(self) -> subprocess.Popen[bytes]:
         """A node with one core."""
         name = f"node-{len(self._nodes)}"
-        node = self._start(name, ["--address", self.address, "--num-cpus", "1", "--resources", '{"worker": 1}'])
+        arguments = ["--address", self.address, "--num-cpus", "1", "--resources", '{"worker": 1}']
+        # Nodes on one host would fight for the default.
+        node = self._start(name, [*arguments, "--dashboard-agent-listen-port", str(free_port())])
         self._nodes.append(node)
         return node
 
@@ -111,7 +115,7 @@ class Nodes:
         found = []
         for process in psutil.Process(node.pid).children(recursive=True):
             with suppress(psutil.NoSuchProcess):
-                if "RunTrainable" in " ".join(process.cmdline()):
+                if "Trainable." in " ".join(process.cmdline()):
                     found.append(process)
         return found
 
@@ -128,7 +132,7 @@ class Nodes:
 class Study:
     """`kdstudy run` on the nodes, with its stores."""
 
-    def __init__(self, folder: Path, nodes: Nodes, store_url: str, password_file: Path, **environment: str) -> None:
+    def __init__(self, folder: Path, nodes: Nodes, store_url: str, password_file: Path) -> None:
         self.folder, self.nodes, self.store_url = folder, nodes, store_url
         self.environment = {
             **nodes.environment,
@@ -136,7 +140,6 @@ class Study:
             "KDSTUDY_STORE": store_url.replace(store_url.partition("//")[2].partition("@")[0], "kdstudy"),
             "KDSTUDY_STORE_PASSWORD_FILE": str(password_file),
             "KDSTUDY_STORAGE": str(folder / "storage"),
-            **environment,
         }
         (folder / "faults.yaml").write_text(SPEC)
 
@@ -230,13 +233,6 @@ class Study:
             assert run.data.metrics["test_top1_last"] == (mine.summary or {})["test_top1_last"]
             points = client.get_metric_history(run.info.run_id, "test_top1")
             assert sorted(point.step for point in points) == list(range(1, mine.epochs + 1))
-
-
-@pytest.fixture(scope="session")
-def postgres() -> Iterator[Postgres]:
-    server = Postgres()
-    yield server
-    server.remove()
 
 
 @pytest.fixture(scope="module")

@@ -8,12 +8,47 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
-from study.store import DONE, RUNNING, RunRow
+from study.store import DONE, FAILED, RUNNING, RunRow
 from tests.cluster.conftest import ASKED, EPOCHS, Nodes, Study, epochs
 from tests.servers import Postgres
+
+# A method that hangs in the third epoch of its first attempt: forever, and without letting Python's lock go.
+HANGS = """
+import ctypes
+from pathlib import Path
+import torch
+from trainables import objectives
+from trainables.objectives import Method
+
+class Hanging(torch.nn.Module):
+    def forward(self, student_logits, teacher_logits, target, epoch=1):
+        once = Path("FOLDER") / "hung"
+        if epoch == 30 and not once.exists():
+            once.touch()
+            ctypes.PyDLL(None).sleep(600)
+        return objectives.build("ce")(student_logits, teacher_logits, target, epoch)
+
+method = Method("hanging:method", "hangs once", "CE", "-", (), False, Hanging)
+"""
+
+BROKEN = """
+import os
+import torch
+from trainables.objectives import Method
+
+class Broken(torch.nn.Module):
+    def forward(self, student_logits, teacher_logits, target, epoch=1):
+        raise RuntimeError(f"no such disk: sd{os.getpid()}")
+
+method = Method("broken:method", "fails", "-", "-", (), False, Broken)
+"""
+
+Start, Kill = Callable[[], str], Callable[[], None]
 
 pytestmark = [pytest.mark.slow, pytest.mark.cluster, pytest.mark.timeout(600)]
 
@@ -48,7 +83,7 @@ def test_a_killed_worker(study: Study, nodes: Nodes) -> None:
 
 
 def test_a_node_that_is_lost_and_one_that_joins(study: Study, nodes: Nodes) -> None:
-    process = study.start()
+    process = study.start("--set", "protocol.epochs=200")
     study.wait_until(in_the_middle, process)
     nodes.kill(nodes.nodes[0])
     study.wait_until(lambda runs: sum(run.losses for run in runs) >= 1, process)
@@ -90,6 +125,39 @@ def test_a_store_that_is_restarted(study: Study, postgres: Postgres) -> None:
     study.finish(process)
     study.require_whole()
     assert {run.state for run in study.runs()} == {DONE}
+
+
+def test_a_tracker_that_is_down_in_the_middle(tmp_path: Path, study: Study, server: tuple[Start, Kill]) -> None:
+    start, kill = server
+    study.environment["MLFLOW_TRACKING_URI"] = start()
+    process = study.start()
+    study.wait_until(in_the_middle, process)
+    kill()
+    study.wait_until(lambda runs: sum(run.state == DONE for run in runs) >= 5, process)
+    start()
+    study.finish(process)
+    study.require_whole()
+
+
+def test_a_run_that_hangs_is_ended_and_goes_on_from_its_checkpoint(study: Study) -> None:
+    (study.folder / "hanging.py").write_text(HANGS.replace("FOLDER", str(study.folder)))
+    changes = ["--set", "methods={hanging:method: {}, kd: {}}", "--set", "budget.epoch_minutes=0.1"]
+    study.finish(study.start(*changes, "--set", "seeds=1"))
+    study.require_whole(asked=3)
+    (hung,) = [run for run in study.runs() if run.method == "hanging:method"]
+    assert (hung.losses, hung.attempt) == (1, 2)
+    log = (study.folder / "home" / "logs" / "faults.log").read_text()
+    assert "no epoch in 0.1 minutes (budget.epoch_minutes)" in log
+
+
+def test_the_same_failure_again_and_again_stops_the_study(study: Study) -> None:
+    (study.folder / "broken.py").write_text(BROKEN)
+    changes = ["--set", "methods={broken:method: {}}", "--set", "budget.same_failures=3", "--set", "seeds=8"]
+    output = study.finish(study.start(*changes), code=1)
+    assert "the last 3 runs failed alike: RuntimeError: no such disk: sd" in " ".join(output.split())
+    runs = [run for run in study.runs() if run.method == "broken:method"]
+    assert 3 <= sum(run.state == FAILED for run in runs) <= 4
+    assert running(runs) == 0
 
 
 def test_a_stop_from_elsewhere_and_the_same_command_again(study: Study) -> None:
