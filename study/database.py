@@ -52,7 +52,7 @@ def without_password(url: str) -> str:
     """An address as it may be shown, logged or sent: what stands in for its password is not the password."""
     try:
         parsed = sa.make_url(url)
-    except sa.exc.ArgumentError:
+    except (sa.exc.ArgumentError, ValueError):
         return url.partition(":")[0] + ":…"
     return parsed._replace(password=None).render_as_string()
 

@@ -56,6 +56,8 @@ _points = sa.Table(
     sa.Column("position", sa.Integer, nullable=False, server_default="0"),  # order of creation within the study
 )
 
+sa.Index("ix_kdstudy_points_position", _points.c.study, _points.c.position)
+
 _runs = sa.Table(
     "kdstudy_runs",
     _meta,

@@ -12,6 +12,7 @@ def upgrade() -> None:
     op.add_column("kdstudy_points", sa.Column("position", sa.Integer, nullable=False, server_default="0"))
     if op.get_bind().dialect.name == "sqlite":
         op.execute("UPDATE kdstudy_points SET position = rowid")
+    op.create_index("ix_kdstudy_points_position", "kdstudy_points", ["study", "position"])
     op.create_table(
         "kdstudy_drivers",
         sa.Column("study", sa.String(100), primary_key=True),
