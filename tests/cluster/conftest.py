@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import secrets
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -40,7 +42,9 @@ EPOCHS = 40
 class Nodes:
     """Ray nodes, each with one core, and a head with none; the token is this test's own."""
 
-    def __init__(self, folder: Path, count: int, *, dashboard: bool = False, **environment: str) -> None:
+    def __init__(
+        self, folder: Path, count: int, *, dashboard: bool = False, apart: bool = False, **environment: str
+    ) -> None:
         self.token = folder / "token"
         self.token.write_text(secrets.token_hex(32))
         self.folder = folder
@@ -52,10 +56,15 @@ class Nodes:
             "RAY_USAGE_STATS_ENABLED": "0",
             "RAY_health_check_period_ms": "1000",
             "RAY_health_check_failure_threshold": "3",
+            # How long a driver waits for a head that is gone; a minute otherwise.
+            "RAY_gcs_rpc_server_reconnect_timeout_s": "20",
             "OMP_NUM_THREADS": "1",
             **environment,
         }
         self._dashboard = dashboard
+        # A head that is started again would find the other nodes' processes on its host and take them for its own.
+        self._apart = ["unshare", "--pid", "--fork", "--mount-proc"] if apart else []
+        self._temporary = tempfile.mkdtemp(prefix="kds-")
         self._nodes: list[subprocess.Popen[bytes]] = []
         self.start_head()
         for _ in range(count):
@@ -84,19 +93,28 @@ class Nodes:
     def _start(self, name: str, arguments: list[str]) -> subprocess.Popen[bytes]:
         log = (self.folder / f"{name}.log").open("ab")
         command = [str(Path(sys.executable).parent / "ray"), "start", "--block", "--disable-usage-stats"]
-        temporary = ["--temp-dir", f"/tmp/kds-{uuid.uuid4().hex[:6]}"] if name == "head" else []
+        # Short, since sockets lie in it.
+        temporary = ["--temp-dir", self._temporary] if name == "head" else []
         process = subprocess.Popen(
-            [*command, "--object-store-memory", "80000000", *arguments, *temporary],
+            [
+                *(self._apart if name == "head" else []),
+                *command,
+                "--object-store-memory",
+                "80000000",
+                *arguments,
+                *temporary,
+            ],
             env=self.environment,
             stdout=log,
             stderr=log,
             start_new_session=True,
             cwd=self.folder,
         )
+        begun = log.tell()
         give_up = time.monotonic() + 90
         while time.monotonic() < give_up:
             assert process.poll() is None, (self.folder / f"{name}.log").read_text()
-            if b"Ray runtime started" in (self.folder / f"{name}.log").read_bytes():
+            if b"Ray runtime started" in (self.folder / f"{name}.log").read_bytes()[begun:]:
                 return process
             time.sleep(0.2)
         raise AssertionError(f"{name} does not start: {(self.folder / f'{name}.log').read_text()}")
@@ -127,6 +145,7 @@ class Nodes:
         for process in [*self.nodes, self.head]:
             if process.poll() is None:
                 self.kill(process)
+        shutil.rmtree(self._temporary, ignore_errors=True)
 
 
 class Study:

@@ -66,7 +66,7 @@ def test_a_password_in_a_file(monkeypatch: pytest.MonkeyPatch, postgres: Postgre
     with Store(bare).opened() as store:
         assert store.study_names() == []
     monkeypatch.setenv("KDSTUDY_STORE_PASSWORD_FILE", str(postgres.folder / "none"))
-    with pytest.raises(RequestError, match="KDSTUDY_STORE_PASSWORD_FILE: .* cannot be read"):
+    with pytest.raises(RequestError, match=r"KDSTUDY_STORE_PASSWORD_FILE: .* cannot be read"):
         Store(bare)
 
 
