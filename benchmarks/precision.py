@@ -210,8 +210,10 @@ def compared(name: str, runs: Runs) -> Table:
             p = f"{found.p_equivalent:.2g}"
             rows.append((variant, found.n, interval, found.spread, found.largest, p, verdict, found.loss))
     rows.append(("tf32", None, None, None, None, None, None, None))
-    columns = ("variant", "seeds", "difference, points (95 %)", "SD over seeds", "largest of a run")
-    columns += (f"p, within {MARGIN} points", "verdict", "first loss, relative")
+    columns = (
+        *("variant", "seeds", "difference, points (95 %)", "SD over seeds", "largest of a run"),
+        *(f"p, within {MARGIN} points", "verdict", "first loss, relative"),
+    )
     text = f"SD of a run's accuracy over seeds under float32: {seeds_spread(runs):.2g} points. tf32 needs a GPU."
     return Table(f"Against float32, {name}", columns, tuple(rows), text)
 

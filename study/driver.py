@@ -519,6 +519,11 @@ class Driver:
             self.store.requeue(run_id, attempt, lost=False)
             del self._flight[run_id]
             return True
+        if report.get("warning"):
+            log.warning("run %s attempt %d: %s", run_id, attempt, report["warning"])
+        if report.get("lost"):
+            self.on_lost(run_id, attempt, report["failed"])
+            return True
         if report["failed"]:
             log.warning("run %s failed: %s\n%s", run_id, report["failed"], report.get("traceback", ""))
             alone = "; no other run shared its GPU" if report.get("out_of_memory") else ""
@@ -557,7 +562,10 @@ class Driver:
         summary = engine.summary(history) if history else {}
         self.store.end_run(run.run_id, attempt, state, reason=reason, summary=summary, study=self.study)
         del self._flight[run.run_id]
-        forget(self.plan.home.checkpoints / run.run_id, self.store.run(self.study, run.run_id).checkpoint)
+        try:
+            forget(self.plan.home.checkpoints(run.run_id), self.store.run(self.study, run.run_id).checkpoint)
+        except OSError as error:
+            log.warning("run %s: its old checkpoints stay: %s", run.run_id, error)
         self._count_failures(state, reason)
         self._follow()
 
@@ -575,7 +583,7 @@ class Driver:
             self.stop(f"{SAME_FAILURES}: the last {len(self._alike)} runs failed alike: {reason}")
 
     def on_lost(self, run_id: str, attempt: int, reason: str) -> None:
-        """A worker died: its run waits again, from its last checkpoint, unless that has happened too often."""
+        """A worker died, or its node failed it: its run waits again, from its last checkpoint, but not too often."""
         run = self._flight.get(run_id)
         if run is None or run.attempt != attempt:
             return
@@ -585,7 +593,7 @@ class Driver:
         losses = self.store.run(self.study, run_id).losses + 1
         log.warning("run %s attempt %d was lost: %s", run_id, attempt, reason)
         if losses >= MAX_LOSSES:
-            self._end(run, attempt, FAILED, f"its worker died {losses} times; the last time: {reason}")
+            self._end(run, attempt, FAILED, f"lost {losses} times; the last time: {reason}")
             return
         self.store.requeue(run_id, attempt, lost=True)
         del self._flight[run_id]

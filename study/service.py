@@ -19,14 +19,14 @@ from study import launcher, logits, record, sharing, teachers, tracking
 from study.driver import SAME_FAILURES, Driver
 from study.errors import DONE as EXIT_DONE
 from study.errors import INTERRUPTED, RUNS_FAILED, RequestError
-from study.home import Home, open_home
+from study.home import Home, open_home, probe_storage
 from study.lock import hold, is_driven, whoami
 from study.plan import TEACHER, PairPlan, Plan
 from study.progress import Display, Progress
 from study.spec import Spec, difference, parse_spec
 from study.store import DONE, FAILED, PRUNED, RunRow, Store
 from trainables import data, splits
-from trainables.teachers import Teacher
+from trainables.teachers import Teacher, publish
 
 log = logging.getLogger("kdstudy.service")
 
@@ -92,6 +92,7 @@ def run(
     home = open_home()
     if not track_later:
         tracking.probe(home.tracking_uri)
+    probe_storage(home)
     plan = Plan(spec, home)
     found = teachers.find(plan)
     shown = console or Console(quiet=True)
@@ -197,8 +198,10 @@ class _Running:
                 if teacher is None:
                     return f"the teacher of {pair} could not be trained"
                 found[pair] = teacher
+            for teacher in found.values():
+                publish(self.home.root, teacher.record.hash, self.home.storage)
             entries = [teachers.overview(self.plan, pair, teacher, before) for pair, teacher in found.items()]
-        except RequestError as error:
+        except (RequestError, OSError) as error:
             return str(error)
         notes = [note for entry in entries for note in teachers.warnings(self.plan, entry)]
         notes += [note for pair in self.plan.pairs.values() for note in teachers.remarks(self.plan, self.store, pair)]

@@ -16,7 +16,7 @@ import pytest
 
 from study import tracking
 from study.errors import RequestError
-from tests.servers import Postgres
+from tests.servers import Bucket, Postgres
 
 
 @pytest.fixture(scope="session")
@@ -25,6 +25,15 @@ def postgres() -> Iterator[Postgres]:
     server = Postgres()
     yield server
     server.remove()
+
+
+@pytest.fixture(scope="session")
+def buckets() -> Iterator[Bucket]:
+    """A server of buckets for all tests of a process."""
+    pytest.importorskip("moto")
+    server = Bucket()
+    yield server
+    server.stop()
 
 
 @pytest.fixture

@@ -8,8 +8,10 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import tempfile
 import time
+import urllib.request
 from pathlib import Path
 
 import pytest
@@ -124,3 +126,54 @@ def _unprivileged() -> str | None:
         except KeyError:
             continue
     pytest.skip("PostgreSQL does not run as root, and there is no other user")
+
+
+class Bucket:
+    """A server of buckets (moto) on a port of 127.0.0.1; what it holds is gone when it stops."""
+
+    def __init__(self) -> None:
+        self.port = free_port()
+        self._process: subprocess.Popen[bytes] | None = None
+        self.start()
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """What its clients are told."""
+        return {
+            "AWS_ENDPOINT_URL": f"http://127.0.0.1:{self.port}",
+            "AWS_REGION": "us-east-1",
+            "AWS_DEFAULT_REGION": "us-east-1",
+            "AWS_ACCESS_KEY_ID": "tests",
+            "AWS_SECRET_ACCESS_KEY": "a secret of the tests",
+        }
+
+    def start(self) -> None:
+        """Start it, empty, with the bucket `kdstudy`."""
+        command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(self.port)]
+        self._process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        give_up = time.monotonic() + 60
+        while True:
+            try:
+                made = urllib.request.Request(f"http://127.0.0.1:{self.port}/kdstudy", method="PUT")
+                urllib.request.urlopen(made, timeout=5).close()
+                return
+            except OSError:
+                if time.monotonic() > give_up:
+                    raise
+                time.sleep(0.1)
+
+    def pause(self) -> None:
+        """Answer nobody; what it holds stays."""
+        assert self._process is not None
+        self._process.send_signal(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        """Answer again."""
+        assert self._process is not None
+        self._process.send_signal(signal.SIGCONT)
+
+    def stop(self) -> None:
+        """End it."""
+        assert self._process is not None
+        self._process.kill()
+        self._process.wait()

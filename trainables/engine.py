@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -227,6 +228,10 @@ class Trainer:
 
     def save(self, path: Path | str) -> None:
         """Write a checkpoint, whole or not at all."""
+        write_atomic(Path(path), self.checkpoint())
+
+    def checkpoint(self) -> bytes:
+        """All that a run needs to go on from here."""
         content = {
             "version": VERSION,
             "identity": self._identity(),
@@ -236,7 +241,7 @@ class Trainer:
             "objective": self._objective.state_dict(),
             "stopped": self._stopped,
         }
-        write_atomic(Path(path), checkpoint_bytes(content))
+        return checkpoint_bytes(content)
 
     def load(self, path: Path | str) -> None:
         """Go on from a checkpoint of this run: on a CPU with as many threads, to the same last bit.
@@ -244,7 +249,14 @@ class Trainer:
         Raises:
             CheckpointError: no such file, truncated, not a run's checkpoint, or that of another run.
         """
-        content = read_checkpoint(Path(path))
+        self.restore(read_checkpoint(Path(path)), path)
+
+    def restore(self, content: Any, path: Path | str) -> None:
+        """Go on from what a checkpoint holds; `path` says which it is.
+
+        Raises:
+            CheckpointError: not a run's checkpoint, or that of another run.
+        """
         if not isinstance(content, dict) or "identity" not in content:
             raise CheckpointError(f"checkpoint {path}: not a run's checkpoint")
         there, here = json.loads(content["identity"]), json.loads(self._identity())

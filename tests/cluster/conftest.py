@@ -21,7 +21,7 @@ import pytest
 from study.database import check_url
 from study.lock import is_driven
 from study.store import DONE, RunRow, Store
-from tests.servers import Postgres, free_port
+from tests.servers import Bucket, Postgres, free_port
 
 SPEC = """
 name: faults
@@ -255,8 +255,9 @@ class Study:
 
 
 @pytest.fixture(scope="module")
-def nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nodes]:
-    made = Nodes(tmp_path_factory.mktemp("ray"), 2)
+def nodes(tmp_path_factory: pytest.TempPathFactory, buckets: Bucket) -> Iterator[Nodes]:
+    """Two nodes, which know how to reach the buckets."""
+    made = Nodes(tmp_path_factory.mktemp("ray"), 2, **buckets.environment)
     yield made
     made.remove()
 

@@ -15,7 +15,7 @@ import pytest
 
 from study.store import DONE, FAILED, RUNNING, RunRow
 from tests.cluster.conftest import ASKED, EPOCHS, Nodes, Study, epochs
-from tests.servers import Postgres
+from tests.servers import Bucket, Postgres
 
 # A method that hangs in the third epoch of its first attempt: forever, and without letting Python's lock go.
 HANGS = """
@@ -158,6 +158,19 @@ def test_the_same_failure_again_and_again_stops_the_study(study: Study) -> None:
     runs = [run for run in study.runs() if run.method == "broken:method"]
     assert 3 <= sum(run.state == FAILED for run in runs) <= 4
     assert running(runs) == 0
+
+
+def test_a_bucket_that_answers_nobody_for_a_while(study: Study, buckets: Bucket) -> None:
+    study.environment |= {"KDSTUDY_STORAGE": "s3://kdstudy/faults"}
+    process = study.start("--set", "protocol.epochs=120")
+    study.wait_until(in_the_middle, process)
+    buckets.pause()
+    with pytest.raises(subprocess.TimeoutExpired):
+        process.wait(30)
+    buckets.resume()
+    study.finish(process)
+    study.require_whole()
+    assert "s3://" not in " ".join(str(path) for path in (study.folder / "home").rglob("*.pt"))
 
 
 def test_a_stop_from_elsewhere_and_the_same_command_again(study: Study) -> None:
