@@ -103,6 +103,7 @@ def test_a_killed_driver_goes_on_at_once(study: Study) -> None:
     study.require_whole()
 
 
+@pytest.mark.full
 def test_a_second_driver_is_refused_and_told_whose_the_study_is(study: Study) -> None:
     process = study.start()
     study.wait_until(in_the_middle, process)
@@ -127,6 +128,7 @@ def test_a_store_that_is_restarted(study: Study, postgres: Postgres) -> None:
     assert {run.state for run in study.runs()} == {DONE}
 
 
+@pytest.mark.full
 def test_a_tracker_that_is_down_in_the_middle(tmp_path: Path, study: Study, server: tuple[Start, Kill]) -> None:
     start, kill = server
     study.environment["MLFLOW_TRACKING_URI"] = start()
@@ -139,6 +141,7 @@ def test_a_tracker_that_is_down_in_the_middle(tmp_path: Path, study: Study, serv
     study.require_whole()
 
 
+@pytest.mark.full
 def test_a_run_that_hangs_is_ended_and_goes_on_from_its_checkpoint(study: Study) -> None:
     (study.folder / "hanging.py").write_text(HANGS.replace("FOLDER", str(study.folder)))
     changes = ["--set", "methods={hanging:method: {}, kd: {}}", "--set", "budget.epoch_minutes=0.1"]
@@ -150,6 +153,7 @@ def test_a_run_that_hangs_is_ended_and_goes_on_from_its_checkpoint(study: Study)
     assert "no epoch in 0.1 minutes (budget.epoch_minutes)" in log
 
 
+@pytest.mark.full
 def test_the_same_failure_again_and_again_stops_the_study(study: Study) -> None:
     (study.folder / "broken.py").write_text(BROKEN)
     changes = ["--set", "methods={broken:method: {}}", "--set", "budget.same_failures=3", "--set", "seeds=8"]
@@ -160,6 +164,7 @@ def test_the_same_failure_again_and_again_stops_the_study(study: Study) -> None:
     assert running(runs) == 0
 
 
+@pytest.mark.full
 def test_a_bucket_that_answers_nobody_for_a_while(study: Study, buckets: Bucket) -> None:
     study.environment |= {"KDSTUDY_STORAGE": "s3://kdstudy/faults"}
     process = study.start("--set", "protocol.epochs=120")
@@ -173,6 +178,7 @@ def test_a_bucket_that_answers_nobody_for_a_while(study: Study, buckets: Bucket)
     assert "s3://" not in " ".join(str(path) for path in (study.folder / "home").rglob("*.pt"))
 
 
+@pytest.mark.full
 def test_a_stop_from_elsewhere_and_the_same_command_again(study: Study) -> None:
     process = study.start()
     study.wait_until(in_the_middle, process)

@@ -18,7 +18,7 @@ from tests.cluster.conftest import Nodes, Study
 from tests.cluster.test_faults import in_the_middle
 from tests.servers import Postgres, free_port
 
-pytestmark = [pytest.mark.slow, pytest.mark.cluster, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slow, pytest.mark.full, pytest.mark.cluster, pytest.mark.timeout(600)]
 
 
 @pytest.fixture
