@@ -89,7 +89,8 @@ class Setting:
         return [self.epochs, *(self.epochs // fraction for fraction in FRACTIONS)]
 
 
-def _teacher(dataset: data.ImageDataset, model: str, weights: dict[str, Tensor]) -> Teacher:
+def teacher_of(dataset: data.ImageDataset, model: str, weights: dict[str, Tensor]) -> Teacher:
+    """A network with these weights as a teacher."""
     record = teachers.unmeasured_record(model, dataset, weights, trained_on="part", origin="benchmarks.fidelity")
     return Teacher(record, [teachers.load_into(model, dataset.num_classes, weights, model)])
 
@@ -104,7 +105,7 @@ def digits(epochs: int = 90, points: int = POINTS, seeds: int = SEEDS) -> Settin
     trainer = engine.Trainer(run, dataset, split.teacher, nothing, None, evaluate_test=False)
     while not trainer.done:
         trainer.train_epoch()
-    teacher = _teacher(dataset, "cnn32", trainer.student_state())
+    teacher = teacher_of(dataset, "cnn32", trainer.student_state())
     return Setting("digits", "digits-quick", epochs, points, seeds, "cnn3", dataset, split, teacher)
 
 
@@ -115,7 +116,7 @@ def cifar100(folder: Path, checkpoint: Path, epochs: int, points: int = 12, seed
     dataset = replace(named, mean=cifar.mean, std=cifar.std)
     labels = dataset.train_labels
     split = splits.make_split(labels, split_seed=0, validation_fraction=2000 / len(labels), train_limit=2000)
-    teacher = _teacher(dataset, "resnet20", teachers.read_state_dict(checkpoint))
+    teacher = teacher_of(dataset, "resnet20", teachers.read_state_dict(checkpoint))
     return Setting("cifar100", "crd-240", epochs, points, seeds, "resnet8", dataset, split, teacher, "bf16")
 
 
@@ -126,7 +127,7 @@ def train(setting: Setting, file: Path) -> None:
     """Train what is missing in a file of histories: seed by seed, so that what is there early can be used early."""
     torch.set_num_threads(1)
     file.parent.mkdir(parents=True, exist_ok=True)
-    _mend(file)
+    mend(file, _FIELDS)
     there = histories(file)
     wanted = [
         (number, seed, epochs)
@@ -148,12 +149,12 @@ def train(setting: Setting, file: Path) -> None:
             print(f"{setting.name}: point {number} seed {seed}, {epochs} epochs: {history[-1]:.2f} %", file=sys.stderr)
 
 
-def _mend(file: Path) -> None:
+def mend(file: Path, fields: Sequence[str]) -> None:
     """Begin the file, or cut off a last row that a kill tore."""
     text = file.read_text(encoding="utf-8") if file.is_file() else ""
     whole = text[: text.rfind("\n") + 1]
     if whole != text or not text:
-        file.write_text(whole or ",".join(_FIELDS) + "\n", encoding="utf-8")
+        file.write_text(whole or ",".join(fields) + "\n", encoding="utf-8")
 
 
 def _history(setting: Setting, store: LogitStore, point: Point, seed: int, epochs: int) -> list[float]:

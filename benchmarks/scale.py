@@ -31,6 +31,7 @@ import psutil
 from benchmarks import stored
 from benchmarks.measuring import Table, arguments, environment, show
 from study import tracking
+from study.database import sqlite_file
 from study.driver import Driver
 from study.home import open_home
 from study.progress import Progress
@@ -242,7 +243,7 @@ def of_size(points: int, folder: Path) -> dict[str, tuple[float, float | None]]:
             _apart(_fill_search if sampled else _fill_lists, points)
             if not sampled:
                 home = open_home()
-                found["store.db"] = 0.0, stored.megabytes(home.store_file)
+                found["store.db"] = 0.0, stored.megabytes(sqlite_file(home.store_url))
                 found["mlflow.db"] = 0.0, stored.megabytes(home.root / "mlflow.db")
             for each in work:
                 found |= _apart(each, points)

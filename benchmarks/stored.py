@@ -70,7 +70,7 @@ def fill(points: int, sampled: bool) -> Spec:
     with Store(plan.home.store_url).opened() as store:
         open_study(store, spec)
         search = PointSearch(
-            open_storage(store.url), f"{STUDY}/{pair}/{space.method}", space, spec.search, of_pair.protocol
+            open_storage(store), f"{STUDY}/{pair}/{space.method}", space, spec.search, of_pair.protocol
         )
         drawn = random.Random(0)
         values: list[dict[str, Value]] = (

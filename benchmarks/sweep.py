@@ -462,7 +462,7 @@ def measure(
     with TemporaryDirectory(prefix="kdstudy-sweep-", dir=work) as temporary:
         folder = Path(temporary)
         root = folder / "home"
-        home = Home(root, f"sqlite:///{root / 'store.db'}", f"sqlite:///{root / 'mlflow.db'}", root)
+        home = Home(root, f"sqlite:///{root / 'store.db'}", f"sqlite:///{root / 'mlflow.db'}", str(root))
 
         profile: list[tuple[object, ...]] = []
 

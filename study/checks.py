@@ -11,7 +11,7 @@ from pathlib import Path
 
 from study import record, tracking
 from study.errors import RequestError
-from study.home import open_home
+from study.home import open_home, probe_storage
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,7 @@ def check_all() -> Iterator[Check]:
         ("home", _home),
         ("disk", _disk),
         ("store", _store),
+        ("storage", _storage),
         ("MLflow", _mlflow),
         ("devices", _devices),
         ("shared memory", _shared_memory),
@@ -65,6 +66,12 @@ def _store() -> str:
 
     with Store(open_home().store_url).opened() as store:
         return f"{len(store.study_names())} studies"
+
+
+def _storage() -> str:
+    home = open_home()
+    probe_storage(home)
+    return f"{home.storage} takes and gives checkpoints"
 
 
 def _mlflow() -> str:

@@ -51,6 +51,12 @@ DeviceOption = Annotated[str | None, typer.Option(help="cpu or cuda; by default 
 ConcurrencyOption = Annotated[
     int | None, typer.Option(min=1, help="Runs at a time; by default one a core, or one a GPU.")
 ]
+MaxDevicesOption = Annotated[
+    int | None, typer.Option(min=1, help="On a cluster: GPUs, or cores without any, that the study may have at once.")
+]
+RunsAGpuOption = Annotated[
+    int | None, typer.Option(min=1, help="On a cluster: runs that share a GPU; by default each has one to itself.")
+]
 TrackLaterOption = Annotated[
     bool, typer.Option("--track-later", help="Do not need MLflow now; `kdstudy sync` fills it in.")
 ]
@@ -101,11 +107,22 @@ def run(
         str | None,
         typer.Option(help="eager, graphs (CUDA graphs; the default on a GPU) or compiled: the same but for rounding."),
     ] = None,
+    address: Annotated[
+        str | None, typer.Option(help="Join this Ray cluster: HOST:6379, or auto on one of its nodes.")
+    ] = None,
+    max_devices: MaxDevicesOption = None,
+    runs_a_gpu: RunsAGpuOption = None,
 ) -> None:
     """Run a study, or go on with it where it exists."""
     resolved = _load(spec, set_)
-    _check_device(device)
-    _check_execution(execution, device)
+    if address is None:
+        for option, value in (("--max-devices", max_devices), ("--runs-a-gpu", runs_a_gpu)):
+            if value is not None:
+                raise RequestError(f"{option}: is for a cluster (--address); here it is --concurrency")
+        _check_device(device)
+        _check_execution(execution, device)
+    elif concurrency is not None:
+        raise RequestError("--concurrency: is for this machine; with --address it is --max-devices and --runs-a-gpu")
     if dry_run:
         printing.print_plan(resolved)
         return
@@ -116,7 +133,15 @@ def run(
     from study import service
 
     summary = service.run(
-        resolved, console=out, device=device, concurrency=concurrency, track_later=track_later, execution=execution
+        resolved,
+        console=out,
+        device=device,
+        concurrency=concurrency,
+        track_later=track_later,
+        execution=execution,
+        address=address,
+        max_devices=max_devices,
+        runs_a_gpu=runs_a_gpu,
     )
     printing.print_summary(summary)
     if (summary.done or not resolved.methods) and summary.tracked:
@@ -125,6 +150,90 @@ def run(
             out.print(f"Report:  {printing.command()} report {summary.study}", soft_wrap=True)
         out.print(f"MLflow:  {printing.command()} ui {summary.study}", soft_wrap=True)
     raise typer.Exit(summary.exit_code)
+
+
+@app.command()
+def launch(
+    spec: SpecArgument,
+    address: Annotated[str, typer.Option(help="The cluster's dashboard: http://HOST:8265.")],
+    set_: SetOption = None,
+    follow: Annotated[bool, typer.Option("--follow", help="Show what it prints; Ctrl-C leaves it running.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be sent, and send nothing.")] = False,
+    env: Annotated[
+        list[str] | None, typer.Option(metavar="NAME=VALUE", help="A variable of the job; nothing secret.")
+    ] = None,
+    with_: Annotated[
+        list[Path] | None, typer.Option("--with", metavar="PATH", help="Code of your own that travels too.")
+    ] = None,
+    on: Annotated[
+        str | None, typer.Option(metavar="RESOURCE", help="The driver's node must have it: keeps it off the head.")
+    ] = None,
+    max_devices: MaxDevicesOption = None,
+    runs_a_gpu: RunsAGpuOption = None,
+    device: Annotated[str | None, typer.Option(help="cpu or cuda; by default what the cluster has.")] = None,
+) -> None:
+    """Run a study as a job on a cluster, or go on with it there. Closing this terminal changes nothing."""
+    from study import jobs
+    from study.database import is_sqlite
+    from study.home import open_home
+    from study.lock import is_driven
+    from study.store import Store
+
+    resolved = _load(spec, set_)
+    options = [
+        *([] if device is None else ["--device", device]),
+        *([] if max_devices is None else ["--max-devices", str(max_devices)]),
+        *([] if runs_a_gpu is None else ["--runs-a-gpu", str(runs_a_gpu)]),
+    ]
+    variables = dict(map(_variable, env or []))
+    job = jobs.prepare(resolved, address, options=options, variables=variables, on=on, extra=with_ or [])
+    if dry_run:
+        printing.print_job(job)
+        return
+    home = open_home(create=False)
+    if not is_sqlite(home.store_url):  # else the cluster has its own
+        with Store(home.store_url).opened() as store:
+            if is_driven(home, store, job.study):
+                who = driver.who if (driver := store.driver(job.study)) else "another process"
+                raise RequestError(f"study {job.study} is being run already, by {who}")
+    jobs.submit(job)
+    out.print(f"Launched {job.study} as {job.submission}.", soft_wrap=True)
+    if not follow:
+        out.print(f"Follow:  {printing.command()} jobs --address {address} --follow {job.submission}", soft_wrap=True)
+        return
+    _follow(address, job.submission)
+
+
+@app.command()
+def jobs(
+    address: Annotated[str, typer.Option(help="The cluster's dashboard: http://HOST:8265.")],
+    follow: Annotated[str | None, typer.Option(metavar="JOB", help="Show what this one prints, to its end.")] = None,
+) -> None:
+    """List the studies' jobs of a cluster, or follow one."""
+    from study import jobs as cluster_jobs
+
+    if follow is not None:
+        _follow(address, follow)
+    table = printing.table_of("job", "study", "status", "began", "ended", "")
+    for job in cluster_jobs.jobs(address):
+        began, ended = printing.moment(job.started), printing.moment(job.ended)
+        table.add_row(job.submission, job.study, job.status.lower(), began, ended, "" if job.over else job.message)
+    out.print(table if table.row_count else "No study was launched there.")
+
+
+def _follow(address: str, submission: str) -> None:
+    """Show what a job prints; ends with its exit code."""
+    from study import jobs
+
+    try:
+        for text in jobs.follow(address, submission):
+            print(text, end="", flush=True)
+    except KeyboardInterrupt:
+        out.print(f"\n{submission} goes on; `{printing.command()} stop STUDY` stops its study.")
+        raise typer.Exit(0) from None
+    state = jobs.state(address, submission)
+    # A job's own exit code is not told; whether the study ended well is.
+    raise typer.Exit(0 if state.status == "SUCCEEDED" else RUNS_FAILED)
 
 
 @app.command()
@@ -177,7 +286,8 @@ def schema() -> None:
 @app.command("list")
 def list_() -> None:
     """List the studies of this home."""
-    from study.service import is_driven, summarise
+    from study.lock import is_driven
+    from study.service import summarise
 
     table = printing.table_of("study", "state", ">runs", ">done", ">failed", ">pruned", ">taken over", "last run ended")
     home, store = _open()
@@ -189,7 +299,7 @@ def list_() -> None:
             ended = max((run.ended for run in runs if run.ended), default=None)
             table.add_row(
                 study,
-                printing.state_word(counts.state, is_driven(home, study), len(runs)),
+                printing.state_word(counts.state, is_driven(home, store, study), len(runs)),
                 *map(str, (counts.asked, counts.done, counts.failed, counts.pruned, counts.taken_over)),
                 printing.moment(ended),
             )
@@ -204,8 +314,9 @@ def status(
     """Show where a study stands."""
     import time
 
+    from study.lock import is_driven
     from study.progress import Display, Progress
-    from study.service import is_driven, summarise
+    from study.service import summarise
     from study.spec import parse_spec
 
     home, store = _open()
@@ -213,22 +324,24 @@ def status(
         _require_study(store, study)
         spec = parse_spec(store.spec(study) or {}, f"study {study}")
         metric = "val_top1_last" if spec.chosen_by == "validation" else "test_top1_last"
-        progress = Progress(store, study, metric, driven=lambda: is_driven(home, study))
-        if watch and is_driven(home, study):
+        progress = Progress(store, study, metric, driven=lambda: is_driven(home, store, study))
+        if watch and is_driven(home, store, study):
             with Display(progress, out):
-                while is_driven(home, study):
+                while is_driven(home, store, study):
                     time.sleep(1)
         else:
             out.print(progress.render())
         runs = store.runs(study)
         info = store.info(study)
-        driven = is_driven(home, study)
+        driven = is_driven(home, store, study)
         students = bool(spec.methods)
         counts = summarise(study, runs, wall_seconds=info["wall_seconds"], stopped_by=None, students=students)
         out.print(
             printing.state_word(counts.state, driven, len(runs)),
             f"after {printing.duration(info['wall_seconds'])} of wall time",
         )
+        if driven and (driver := store.driver(study)) is not None:
+            printing.print_driver(driver)
         for reason, number in counts.reasons.items():
             out.print(f"failed ({number}): {reason}", markup=False, style="red")
         for note in info.get("warnings", ()):
@@ -254,12 +367,12 @@ def show(run_id: Annotated[str, typer.Argument(metavar="RUN", help="A run's id, 
 @app.command()
 def stop(study: StudyArgument) -> None:
     """Ask a running study to stop; `kdstudy run` goes on with it."""
-    from study.service import is_driven
+    from study.lock import is_driven
 
     home, store = _open()
     with store.opened():
         _require_study(store, study)
-        if not is_driven(home, study):
+        if not is_driven(home, store, study):
             raise RequestError(f"study {study} is not running")
         store.request(study, "stop")
     out.print(f"Asked {study} to stop; its runs go on from their checkpoints at the next `kdstudy run {study}`.")
@@ -268,7 +381,7 @@ def stop(study: StudyArgument) -> None:
 @app.command()
 def retry(study: StudyArgument) -> None:
     """Let the failed runs of a study begin again."""
-    from study.service import is_driven
+    from study.lock import is_driven
     from study.store import FAILED
 
     home, store = _open()
@@ -278,7 +391,7 @@ def retry(study: StudyArgument) -> None:
         if not failed:
             raise RequestError(f"study {study} has no failed runs")
         store.request(study, "retry")
-        then = "its driver takes them up" if is_driven(home, study) else f"now: kdstudy run {study}"
+        then = "its driver takes them up" if is_driven(home, store, study) else f"now: kdstudy run {study}"
     out.print(f"{failed} failed runs of {study} will begin again; {then}.")
 
 
@@ -288,7 +401,7 @@ def sync(
 ) -> None:
     """Bring MLflow to what the store holds."""
     from study import tracking
-    from study.service import hold
+    from study.lock import hold
 
     home, store = _open()
     with store.opened():
@@ -297,7 +410,7 @@ def sync(
             _require_study(store, name)
         tracking.probe(home.tracking_uri)
         for name in names:
-            with hold(home, name):
+            with hold(home, store, name):
                 try:
                     tracking.Tracker(home, store, name).sync(live=False)
                 except Exception as error:
@@ -669,7 +782,7 @@ def _load(source: str, overrides: list[str] | None) -> Spec:
     from study.store import Store
 
     is_file = source.endswith((".yaml", ".yml")) or Path(source).is_file()
-    if not is_file and (home := open_home(create=False)).store_file.exists():
+    if not is_file and (home := open_home(create=False)).has_store:
         with Store(home.store_url).opened() as store:
             stored = store.spec(source)
         renamed = any(override.startswith("name=") for override in overrides or [])
@@ -689,8 +802,15 @@ def _planned(spec: Spec, device: str | None, concurrency: int | None) -> Iterato
     home = open_home()
     machine = launcher.this_machine(device, concurrency)
     plan = Plan(spec, home)
-    with Store(home.store_url).opened() if home.store_file.exists() else nullcontext() as store:
+    with Store(home.store_url).opened() if home.has_store else nullcontext() as store:
         yield plan, store, machine
+
+
+def _variable(given: str) -> tuple[str, str]:
+    name, found, value = given.partition("=")
+    if not found or not name.isidentifier():
+        raise RequestError(f"--env: {given!r} is not NAME=VALUE")
+    return name, value
 
 
 def _open() -> tuple[Home, Store]:
@@ -698,7 +818,7 @@ def _open() -> tuple[Home, Store]:
     from study.store import Store
 
     home = open_home(create=False)
-    if not home.store_file.exists():
+    if not home.has_store:
         raise RequestError(f"{home.root}: no studies here; set KDSTUDY_HOME, or begin with `kdstudy run quickstart`")
     return home, Store(home.store_url)
 

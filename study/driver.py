@@ -10,6 +10,7 @@ event costs the same in a study of ten runs and of ten thousand.
 from __future__ import annotations
 
 import logging
+import re
 import time
 from collections import deque
 from collections.abc import Callable, Collection, Iterable
@@ -22,7 +23,7 @@ from search_spaces.spaces import MethodSpace, Value
 from study.plan import ABLATION, FINAL, SEARCH, TEACHER, Plan, RunPlan
 from study.search import PointSearch, open_storage
 from study.standing import Point, Standing
-from study.store import COMPLETE, DONE, FAILED, OPEN, PRUNED, NewRun, PointRow, RunRow, Store
+from study.store import COMPLETE, DONE, FAILED, OPEN, PRUNED, RUNNING, NewRun, PointRow, RunRow, Store
 from trainables import engine
 from trainables.runner import forget
 
@@ -32,6 +33,9 @@ log = logging.getLogger("kdstudy.driver")
 MAX_LOSSES = 3
 # How often requests of other commands are looked for.
 POLL_SECONDS = 1.0
+ANNOUNCE_SECONDS = 10.0
+SAME_FAILURES = "budget.same_failures"
+"""How the reason begins why a study stopped whose runs failed alike."""
 # Seed-major order: the first seed of all points, then the second, so that a whole curve shows early.
 _SEED_STRIDE = 100_000
 
@@ -46,6 +50,8 @@ class Driver:
         threads: CPU threads a run.
         workers: processes of a run that decode its images.
         execution: how steps are run, one of `engine.EXECUTIONS`; None: what suits the device.
+        held: whether this process still is the study's driver.
+        announce: called now and then, so that others see that this driver lives and where its runs are.
         owner_alive: whether another study's driver, which owns a run that this study waits for, is still there.
         adopt: called once when the runs that train teachers have ended, with the names of their pairs; puts the hashes
             into the plan, or says why the study ends here.
@@ -60,6 +66,8 @@ class Driver:
         threads: int = 1,
         workers: int = 0,
         execution: str | None = None,
+        held: Callable[[], bool] = lambda: True,
+        announce: Callable[[], None] = lambda: None,
         owner_alive: Callable[[str], bool] = lambda study: False,
         adopt: Callable[[list[str]], str | None] = lambda pairs: None,
     ) -> None:
@@ -73,9 +81,14 @@ class Driver:
         self._threads = threads
         self._workers = workers
         self._execution = execution
+        self._held = held
+        self._announce = announce
+        self._announced = -ANNOUNCE_SECONDS
         self._owner_alive = owner_alive
         self._adopt = adopt
         self._flight: dict[str, RunRow] = {}  # by run id, as claimed
+        self._heard: dict[str, float] = {}  # by run id: when it began, or reported last
+        self._alike: list[str] = []  # why the last runs failed, where they failed alike
         self._searches: dict[tuple[str, str], PointSearch] = {}
         self._proposed: dict[tuple[str, str], set[str]] = {}  # ids of the points of a sampled search
         self._turns: deque[tuple[str, str]] = deque()
@@ -136,7 +149,7 @@ class Driver:
 
     def _open_points(self) -> None:
         """Open the searches, mend what an earlier driver left, and ask for the runs of the listed points."""
-        storage = open_storage(self.store.url)
+        storage = open_storage(self.store)
         stage = self.plan.first_stage
         points = self.store.points(self.study, stage)
         listed: list[list[tuple[str, MethodSpace, dict[str, Value]]]] = []
@@ -322,11 +335,16 @@ class Driver:
                 return None
             attempt = self.store.claim(run.run_id, self.study)
             if attempt is None:
+                found = self.store.run(self.study, run.run_id)
+                if found.state == RUNNING and found.owner == self.study:
+                    # Ours: an outage took the answer to a claim that was made.
+                    self.store.requeue(run.run_id, found.attempt, lost=False)
                 self._follow()
-                continue  # another study's driver was faster; its result will be taken over
+                continue  # else another study's driver was faster; its result will be taken over
             # As it is now: what another driver did with it may be newer than what was followed.
             run = self.store.run(self.study, run.run_id)
             self._flight[run.run_id] = run
+            self._heard[run.run_id] = time.monotonic()
             self._runs_started += attempt == 1 and run.stage != TEACHER
             search = self._searches.get((run.pair, run.method)) if run.screening else None
             log.info("run %s attempt %d: %s %s seed %d", run.run_id, attempt, run.method, run.parameters, run.seed)
@@ -340,6 +358,11 @@ class Driver:
                 rungs=search.rungs if search else (),
             )
         return None
+
+    @property
+    def in_flight(self) -> int:
+        """How many runs are being trained, or about to be."""
+        return len(self._flight)
 
     def _next(self) -> RunRow | None:
         return self._standing.next(teachers=self._teacher_pairs is not None)
@@ -490,10 +513,16 @@ class Driver:
             del self._flight[run_id]
             return True
         self._device_seconds += report["device_seconds"]
+        self._heard[run_id] = time.monotonic()
         if report.get("out_of_memory") and self.make_room():
             log.warning("run %s attempt %d waits for more memory: %s", run_id, attempt, report["failed"])
             self.store.requeue(run_id, attempt, lost=False)
             del self._flight[run_id]
+            return True
+        if report.get("warning"):
+            log.warning("run %s attempt %d: %s", run_id, attempt, report["warning"])
+        if report.get("lost"):
+            self.on_lost(run_id, attempt, report["failed"])
             return True
         if report["failed"]:
             log.warning("run %s failed: %s\n%s", run_id, report["failed"], report.get("traceback", ""))
@@ -505,6 +534,10 @@ class Driver:
             return True
         if self._should_prune(run, report["epochs"]):
             self._end(run, attempt, PRUNED)
+            return True
+        limit = self.plan.spec.budget.run_hours
+        if limit is not None and self.store.run(self.study, run_id).device_seconds > 3600 * limit:
+            self._end(run, attempt, FAILED, f"budget.run_hours: it was not done after {limit:g} hours on its device")
             return True
         return False
 
@@ -529,18 +562,38 @@ class Driver:
         summary = engine.summary(history) if history else {}
         self.store.end_run(run.run_id, attempt, state, reason=reason, summary=summary, study=self.study)
         del self._flight[run.run_id]
-        forget(self.plan.home.checkpoints / run.run_id, self.store.run(self.study, run.run_id).checkpoint)
+        try:
+            forget(self.plan.home.checkpoints(run.run_id), self.store.run(self.study, run.run_id).checkpoint)
+        except OSError as error:
+            log.warning("run %s: its old checkpoints stay: %s", run.run_id, error)
+        self._count_failures(state, reason)
         self._follow()
 
+    def _count_failures(self, state: str, reason: str | None) -> None:
+        """Stop where one run after the other fails alike: whatever it is, the next would fail too."""
+        # A loss that diverges is what a point comes to, and no fault of the machine's.
+        if state != FAILED or reason is None or reason.startswith(engine.NOT_FINITE):
+            self._alike.clear()
+            return
+        alike = re.sub(r"\d+", "#", reason)
+        if self._alike and self._alike[-1] != alike:
+            self._alike.clear()
+        self._alike.append(alike)
+        if len(self._alike) >= self.plan.spec.budget.same_failures:
+            self.stop(f"{SAME_FAILURES}: the last {len(self._alike)} runs failed alike: {reason}")
+
     def on_lost(self, run_id: str, attempt: int, reason: str) -> None:
-        """A worker died: its run waits again, from its last checkpoint, unless that has happened too often."""
+        """A worker died, or its node failed it: its run waits again, from its last checkpoint, but not too often."""
         run = self._flight.get(run_id)
         if run is None or run.attempt != attempt:
             return
+        minutes = self.plan.spec.budget.epoch_minutes
+        if time.monotonic() - self._heard[run_id] >= 60 * minutes:
+            reason = f"no epoch in {minutes:g} minutes (budget.epoch_minutes)"
         losses = self.store.run(self.study, run_id).losses + 1
         log.warning("run %s attempt %d was lost: %s", run_id, attempt, reason)
         if losses >= MAX_LOSSES:
-            self._end(run, attempt, FAILED, f"its worker died {losses} times; the last time: {reason}")
+            self._end(run, attempt, FAILED, f"lost {losses} times; the last time: {reason}")
             return
         self.store.requeue(run_id, attempt, lost=True)
         del self._flight[run_id]
@@ -559,6 +612,12 @@ class Driver:
         if now - self._polled < POLL_SECONDS:
             return
         self._polled = now
+        if not self._held():
+            self.stop("another driver has taken the study over")
+            return
+        if now - self._announced >= ANNOUNCE_SECONDS:
+            self._announced = now
+            self._announce()
         self.store.add_wall_seconds(self.study, now - self._wall_saved)
         self._wall_saved = now
         self._obey(self.store.take_requests(self.study))

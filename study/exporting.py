@@ -11,7 +11,7 @@ from study.home import Home
 from study.plan import ABLATION, FINAL, TEACHER
 from study.spec import parse_spec
 from study.store import DONE, RunRow, Store
-from trainables.files import CheckpointError, checkpoint_bytes, read_checkpoint, write_atomic
+from trainables.files import CheckpointError, checkpoint_bytes, write_atomic
 
 
 def export_student(home: Home, store: Store, study: str, run_id: str | None, output: Path | None) -> tuple[Path, str]:
@@ -34,11 +34,8 @@ def export_student(home: Home, store: Store, study: str, run_id: str | None, out
         run, reason = chosen[0], "as asked"
     else:
         run, reason = _best(store, study, runs)
-    checkpoint = home.checkpoint(run.run_id, run.checkpoint or "none")
-    if not checkpoint.is_file():
-        raise RequestError(f"run {run.run_id}: its checkpoint {checkpoint} is gone")
     try:
-        state_dict = read_checkpoint(checkpoint)["model"]
+        state_dict = home.read_checkpoint(run.run_id, run.checkpoint)["model"]
     except CheckpointError as error:
         raise RequestError(str(error)) from None
     described = store.info(study).get("pairs", {}).get(run.pair)

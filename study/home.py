@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import os
 import re
+import secrets
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from study.database import check_url, is_sqlite, sqlite_file
 from study.errors import RequestError
+from trainables.files import read_stored
+from trainables.storage import below, is_bucket, open_storage
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
@@ -19,26 +24,30 @@ class Home:
     root: Path
     store_url: str
     tracking_uri: str
-    storage: Path
+    storage: str  # a folder, or s3://BUCKET/PREFIX
 
     @property
-    def store_file(self) -> Path:
-        """The store's database."""
-        return Path(self.store_url.removeprefix("sqlite:///"))
+    def has_store(self) -> bool:
+        """Whether there is a store to read: a server's is made by the first who opens it."""
+        return not is_sqlite(self.store_url) or sqlite_file(self.store_url).exists()
 
     @property
     def data(self) -> Path:
         """Decoded data sets, one copy a node."""
         return self.root / "data"
 
-    @property
-    def checkpoints(self) -> Path:
-        """Where runs stand: one folder a run."""
-        return self.storage / "checkpoints"
+    def checkpoints(self, run_id: str) -> str:
+        """The address of a run's checkpoints. The store holds their names below it, so that a home may move."""
+        return below(self.storage, "checkpoints", run_id)
 
-    def checkpoint(self, run_id: str, name: str) -> Path:
-        """A run's checkpoint of this name. The store holds names, so that a home may move."""
-        return self.checkpoints / run_id / name
+    def read_checkpoint(self, run_id: str, name: str | None) -> Any:
+        """What a run's checkpoint holds.
+
+        Raises:
+            CheckpointError: it is gone, or damaged.
+        """
+        named, address = name or "none", self.checkpoints(run_id)
+        return read_stored(lambda: open_storage(address).read(named), below(address, named))
 
     @property
     def logits(self) -> Path:
@@ -78,23 +87,47 @@ def open_home(create: bool = True) -> Home:
     """
     root = Path(os.environ.get("KDSTUDY_HOME") or "kdstudy-home").expanduser().absolute()
     store_url = os.environ.get("KDSTUDY_STORE") or f"sqlite:///{root / 'store.db'}"
-    if not store_url.startswith("sqlite:///"):
-        kind = store_url.partition(":")[0]
-        raise RequestError(f"KDSTUDY_STORE: stores of kind {kind!r} are not supported; use sqlite:///PATH")
     home = Home(
         root=root,
-        store_url=store_url,
+        store_url=check_url("KDSTUDY_STORE", store_url),
         tracking_uri=os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{root / 'mlflow.db'}",
-        storage=Path(os.environ.get("KDSTUDY_STORAGE") or root).expanduser().absolute(),
+        storage=_storage(os.environ.get("KDSTUDY_STORAGE") or str(root)),
     )
     if create:
-        for variable, folder in (
-            ("KDSTUDY_HOME", root),
-            ("KDSTUDY_STORAGE", home.storage),
-            ("KDSTUDY_STORE", home.store_file.parent),
-        ):
+        folders = {"KDSTUDY_HOME": root}
+        if not is_bucket(home.storage):
+            folders["KDSTUDY_STORAGE"] = Path(home.storage)
+        if is_sqlite(home.store_url):
+            folders["KDSTUDY_STORE"] = sqlite_file(home.store_url).parent
+        for variable, folder in folders.items():
             _require_writable(variable, folder)
     return home
+
+
+def _storage(address: str) -> str:
+    if is_bucket(address):
+        return address.rstrip("/")
+    if "://" in address:
+        raise RequestError(f"KDSTUDY_STORAGE: {address}: use a folder or s3://BUCKET/PREFIX")
+    return str(Path(address).expanduser().absolute())
+
+
+def probe_storage(home: Home) -> None:
+    """Write, read and delete a small object, as checkpoints will be.
+
+    Raises:
+        RequestError: the storage does not take it, or gives something else back.
+    """
+    name, content = f"probe-{os.getpid()}-{secrets.token_hex(4)}", secrets.token_bytes(16)
+    try:
+        storage = open_storage(home.storage)
+        storage.write(name, content, 5.0)
+        same = storage.read(name) == content
+        storage.delete(name)
+    except (OSError, ValueError) as error:
+        raise RequestError(f"KDSTUDY_STORAGE: {error}") from None
+    if not same:
+        raise RequestError(f"KDSTUDY_STORAGE: {home.storage} does not give back what is written to it")
 
 
 def _require_writable(variable: str, folder: Path) -> None:

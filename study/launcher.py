@@ -14,6 +14,7 @@ import secrets
 import shutil
 import sys
 import tempfile
+import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -30,7 +31,8 @@ log = logging.getLogger("kdstudy.launcher")
 
 # Tune keeps every trial of an experiment in memory, so a long study is several experiments.
 CHUNK = 200
-
+# How often the cluster is asked for its nodes.
+_LOOK_SECONDS = 2.0
 
 # Where nobody says how many runs share a GPU, at most so many.
 MOST_RUNS_A_GPU = 16
@@ -48,6 +50,7 @@ class Machine:
         threads: CPU threads of each run.
         workers: processes of each run that decode its images, where they are not in memory.
         execution: how steps are run, one of `trainables.engine.EXECUTIONS`; None: what suits the device.
+        joined: a cluster whose nodes come and go, rather than a Ray of this process's own.
     """
 
     device: str
@@ -58,6 +61,7 @@ class Machine:
     threads: int = 1
     workers: int = 0
     execution: str | None = None
+    joined: bool = False
 
     @property
     def runs_a_gpu(self) -> int:
@@ -116,51 +120,116 @@ def _fraction(runs: int) -> float:
 
 @contextmanager
 def cluster(machine: Machine) -> Iterator[None]:
-    """A local Ray for as long as the block lasts.
+    """A local Ray for as long as the block lasts."""
+    options = {"num_cpus": max(1, round(machine.concurrency * machine.cpus)), "num_gpus": machine.devices}
+    with _ray("local", machine.threads, include_dashboard=False, **options):
+        yield
+
+
+@contextmanager
+def joined(address: str, threads: int = 1) -> Iterator[None]:
+    """A driver's place in a cluster that is there, for as long as the block lasts.
+
+    Raises:
+        RequestError: nothing answers at the address, or it does not let us in.
+    """
+    with _ray(address, threads):
+        yield
+
+
+@contextmanager
+def _ray(address: str, threads: int, **options: Any) -> Iterator[None]:
+    """Ray, started here or joined.
 
     Workers start in an empty folder, with the installed packages first on their path, so that a `study/` or `analysis/`
     in the user's own folder can never stand in for ours.
     """
-    _configure()
+    _configure(local=address == "local")
     import ray
 
-    before, path = Path.cwd(), python_path()
+    variables = {"OMP_NUM_THREADS": str(threads), "GLIBC_TUNABLES": KEEP_FREED}
+    if "KDSTUDY_JOB" not in os.environ:  # a job's code is shipped, and where to, each node knows
+        variables["PYTHONPATH"] = python_path()
+    before = Path.cwd()
     with tempfile.TemporaryDirectory(prefix="kdstudy-") as empty:
         os.chdir(empty)
         try:
-            _start(
-                ray,
-                num_cpus=max(1, round(machine.concurrency * machine.cpus)),
-                num_gpus=machine.devices,
-                include_dashboard=False,
-                log_to_driver=False,
-                configure_logging=False,
-                runtime_env={
-                    "env_vars": {
-                        "PYTHONPATH": path,
-                        "OMP_NUM_THREADS": str(machine.threads),
-                        "GLIBC_TUNABLES": KEEP_FREED,
-                    }
-                },
-            )
+            _start(ray, address, runtime_env={"env_vars": variables}, **options)
             yield
         finally:
             ray.shutdown()
             os.chdir(before)
 
 
-def _start(ray: Any, **options: Any) -> None:
-    """Start a local Ray.
+def _start(ray: Any, address: str, **options: Any) -> None:
+    """Start a local Ray, or join one.
 
     Raises:
-        RequestError: it does not start; its own reason, in one line.
+        RequestError: it does not start or does not let us in; its own reason, in one line.
     """
     try:
-        ray.init(address="local", **options)
+        ray.init(address=address, log_to_driver=False, configure_logging=False, **options)
     except (RuntimeError, OSError, ValueError, ray.exceptions.RayError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise RequestError(f"Ray cannot start here: {reason}; `kdstudy doctor` looks for the cause") from None
+        if address == "local":
+            raise RequestError(f"Ray cannot start here: {reason}; `kdstudy doctor` looks for the cause") from None
+        raise RequestError(f"--address: no Ray cluster lets us in at {address}: {reason}") from None
     quiet()  # Ray sets its own levels when it starts
+
+
+def joined_machine(device: str | None, max_devices: int | None, runs_a_gpu: int | None) -> Machine:
+    """What runs may use of the cluster that this process has joined.
+
+    Args:
+        device: `cpu` or `cuda`; by default what the cluster has now.
+        max_devices: GPUs, or cores where there are none, that the study may have at once; None: all that come.
+        runs_a_gpu: how many share one; None: each has one to itself.
+    """
+    import ray
+
+    chosen = device or ("cuda" if ray.cluster_resources().get("GPU") else "cpu")
+    most = max_devices or 10_000
+    if chosen == "cpu":
+        return Machine("cpu", most, cpus=1.0, gpus=0.0)
+    share = runs_a_gpu or 1
+    return Machine(chosen, most * share, cpus=1.0, gpus=_fraction(share), devices=most)
+
+
+def _slots_of_cluster(machine: Machine) -> Callable[[], int]:
+    """How many runs the joined cluster has room for, as nodes come and go; at most what the machine allows."""
+    import ray
+
+    seen = {"at": -math.inf, "runs": 0.0}
+
+    def slots() -> int:
+        if time.monotonic() - seen["at"] > _LOOK_SECONDS:
+            there = ray.cluster_resources()
+            runs = there.get("CPU", 0.0) // machine.cpus
+            if machine.gpus:
+                runs = min(runs, int(there.get("GPU", 0.0)) * (1 // machine.gpus))
+            seen.update(at=time.monotonic(), runs=runs)
+        # At least one waits, so that a cluster which scales up sees that it is asked for something.
+        return max(1, min(int(seen["runs"]), machine.concurrency))
+
+    return slots
+
+
+def nodes() -> list[dict[str, Any]]:
+    """The nodes of the Ray that runs now, if one does: name, address, whether alive, CPUs and GPUs."""
+    import ray
+
+    if not ray.is_initialized():
+        return []
+    return [
+        {
+            "host": node["NodeManagerHostname"],
+            "address": node["NodeManagerAddress"],
+            "alive": node["Alive"],
+            "cpus": node["Resources"].get("CPU", 0.0),
+            "gpus": node["Resources"].get("GPU", 0.0),
+        }
+        for node in ray.nodes()
+    ]
 
 
 class _Room:
@@ -172,6 +241,8 @@ class _Room:
 
     def __init__(self, machine: Machine) -> None:
         self.machine = machine
+        self.slots = _slots_of_cluster(machine) if machine.joined else lambda: machine.concurrency
+        """How many runs there is room for at this moment."""
         self.next = machine
 
     @property
@@ -213,7 +284,6 @@ def _experiment(driver: Driver, room: _Room, scratch: Path) -> None:
             search_alg=_searcher(driver, room),
             scheduler=_scheduler(driver),
             num_samples=-1,
-            max_concurrent_trials=machine.concurrency,
             reuse_actors=True,
             trial_dirname_creator=lambda trial: trial.trial_id,
         ),
@@ -245,6 +315,8 @@ def _searcher(driver: Driver, room: _Room) -> Any:
         def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
             if len(self._requests) >= CHUNK or room.changes:
                 return Searcher.FINISHED
+            if driver.in_flight >= room.slots():
+                return None
             request = driver.next_request()
             if request is not None:
                 self._requests[trial_id] = request["run_id"], request["attempt"]
@@ -300,9 +372,30 @@ def _stopper(driver: Driver) -> Any:
     return StudyStopper()
 
 
-def _configure() -> None:
+def require_token() -> None:
+    """Check that there is what a cluster's door asks for, before Ray says so in a page of text.
+
+    Raises:
+        RequestError: no token, and the cluster is not said to want none.
+    """
+    os.environ.setdefault("RAY_AUTH_MODE", "token")
+    default = Path("~/.ray/auth_token").expanduser()
+    named = os.environ.get("RAY_AUTH_TOKEN_PATH")
+    if os.environ["RAY_AUTH_MODE"] != "token" or os.environ.get("RAY_AUTH_TOKEN"):
+        return
+    if named and not Path(named).is_file():
+        raise RequestError(f"RAY_AUTH_TOKEN_PATH: {named} is no file; it should hold the cluster's token")
+    if not named and not default.is_file():
+        raise RequestError(
+            "RAY_AUTH_TOKEN_PATH: name the file with the cluster's token (RAY_AUTH_MODE=disabled where it has none)"
+        )
+
+
+def _configure(*, local: bool) -> None:
     """Settings of Ray and Tune for this process and all that it starts (see docs/architecture.md)."""
-    if "ray" not in sys.modules:
+    if not local:
+        require_token()
+    elif "ray" not in sys.modules:
         # Ray reads these when it is imported. A token of this process's own: nobody else talks to its cluster.
         os.environ["RAY_AUTH_MODE"] = "token"
         os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
@@ -316,6 +409,8 @@ def _configure() -> None:
             "TUNE_DISABLE_SIGINT_HANDLER": "1",
             "TUNE_FORCE_TRIAL_CLEANUP_S": "1",
             "TUNE_GLOBAL_CHECKPOINT_S": "1000000000",
+            # How many there are is decided where runs are proposed, so this is only not to be in the way.
+            "TUNE_MAX_PENDING_TRIALS_PG": "1000",
             "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
         }
     )

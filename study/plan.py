@@ -305,6 +305,10 @@ class Plan:
         """A point's id: the same in each study that has the pair, the method and the parameters."""
         return digest({"pair": pair, "method": method, "parameters": dict(sorted(parameters.items()))})[:12]
 
+    def _teacher_source(self, pair: str) -> dict[str, str]:
+        """Where a worker has a pair's teacher from: its own host's home, or else the storage."""
+        return {"home": str(self.home.root), "hash": self.teacher_hashes[pair], "storage": self.home.storage}
+
     def request(
         self,
         run: RunRow,
@@ -337,11 +341,12 @@ class Plan:
             "stop_at": plan.teacher.stop_at if is_teacher else None,
             "test_limit": plan.data.test_limit,
             "evaluate_test": plan.evaluates_test(run.stage),
-            "teacher": {"home": str(self.home.root), "hash": self.teacher_hashes[run.pair]} if taught else None,
+            "teacher": self._teacher_source(run.pair) if taught else None,
             "logits": None if key is None else {"root": str(self.home.logits), "key": asdict(key)},
-            "checkpoints": str(self.home.checkpoints / run.run_id),
+            "checkpoints": self.home.checkpoints(run.run_id),
             "resume_from": run.checkpoint,
             "rungs": list(rungs),
+            "hangs_after": 60 * self.spec.budget.epoch_minutes,
             "device": device,
             "threads": threads,
             "workers": workers,
@@ -364,6 +369,7 @@ def resolve_teacher(home: Home, plan: PairPlan) -> teachers.Teacher | None:
     if reference is None:
         return None
     try:
+        teachers.fetch(home.root, reference, home.storage)
         record = teachers.find(home.root, reference)
         wanted = (plan.pair.teacher, plan.dataset.num_classes)
         if (record.model, record.num_classes) != wanted:

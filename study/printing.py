@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import sys
+import time
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -16,10 +18,11 @@ from rich.table import Table
 
 if TYPE_CHECKING:
     from study.home import Home
+    from study.jobs import Job
     from study.preflight import Forecast
     from study.service import Summary
     from study.spec import Spec
-    from study.store import RunRow
+    from study.store import DriverRow, RunRow
     from trainables.logits import Stored
     from trainables.teachers import TeacherRecord
 
@@ -61,6 +64,8 @@ def print_summary(summary: Summary) -> None:
         out.print(f"note: {note}", markup=False, style="yellow")
     for reason, number in summary.reasons.items():
         out.print(f"failed ({number}): {reason}", markup=False, style="red")
+    if summary.state == "failed" and summary.stopped_by:
+        out.print(f"Stopped early ({summary.stopped_by}).", markup=False, style="red")
     if summary.failed:
         out.print(f"Try them again with: {command()} retry {summary.study}; {command()} run {summary.study}")
     if summary.state == "stopped":
@@ -160,6 +165,38 @@ def print_logits(found: list[Stored], names: dict[str, str]) -> None:
         )
     out.print(table)
     out.print(f"{sum(one.bytes for one in found) / 1e6:,.1f} MB in all. MB grow to full as more views are met.")
+
+
+def print_driver(driver: DriverRow) -> None:
+    """Who drives a study, and the nodes that it has."""
+    ago = max(0.0, time.time() - driver.seen)
+    out.print(f"driven by {driver.who}, heard of {duration(ago)} ago", markup=False, soft_wrap=True)
+    nodes = driver.about.get("nodes", [])
+    if len(nodes) > 1:
+        table = table_of("node", "address", "", ">cores", ">GPUs")
+        for node in nodes:
+            alive = "up" if node["alive"] else "[bold red]lost[/]"
+            table.add_row(node["host"], node["address"], alive, f"{node['cpus']:g}", f"{node['gpus']:g}")
+        out.print(table)
+
+
+def print_job(job: Job) -> None:
+    """What would be sent to a cluster."""
+    out.print(f"to        {job.address}", markup=False, soft_wrap=True)
+    out.print(f"job       {job.submission}", markup=False, soft_wrap=True)
+    out.print(f"command   {job.command}", markup=False, soft_wrap=True)
+    for name, value in job.environment.items():
+        out.print(f"variable  {name}={value}", markup=False, soft_wrap=True)
+    for name, reason in job.left.items():
+        out.print(f"not sent  {name}: {reason}", markup=False, soft_wrap=True)
+    for name in job.resources:
+        out.print(f"driver    on a node with the resource {name!r}", markup=False, soft_wrap=True)
+    total = sum(job.files.values())
+    out.print(f"files     {len(job.files)} of {total / 1e6:.1f} MB:")
+    for name, size in job.files.items():
+        out.print(f"          {size:>9,}  {name}", markup=False, soft_wrap=True)
+    out.print("spec      as spec.json:")
+    out.print(json.dumps(job.spec, indent=2), markup=False, soft_wrap=True)
 
 
 def command() -> str:

@@ -20,8 +20,9 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 from optuna.trial import TrialState
 
 from search_spaces.spaces import MethodSpace, Range, Value
+from study.database import connect_arguments, exclusively, is_sqlite, patient_methods, sqlite_file
 from study.spec import SearchSpec
-from study.store import COMPLETE, FAILED, PRUNED, PointRow
+from study.store import COMPLETE, FAILED, PRUNED, PointRow, Store
 from trainables import objectives
 from trainables.protocol import Protocol
 
@@ -35,11 +36,12 @@ _TOLD = {COMPLETE: TrialState.COMPLETE, FAILED: TrialState.FAIL, PRUNED: TrialSt
 _BEGUN = TrialState.RUNNING
 
 
-def open_storage(url: str) -> optuna.storages.RDBStorage:
+def open_storage(store: Store) -> optuna.storages.RDBStorage:
     """Optuna's tables in the store's own database."""
+    url, options = store.url, {"connect_args": connect_arguments(store.url), "pool_pre_ping": not is_sqlite(store.url)}
     # Optuna makes its tables without a lock: two studies that begin in a fresh home would collide.
-    with FileLock(f"{url.removeprefix('sqlite:///')}.optuna-lock"):
-        return optuna.storages.RDBStorage(url, engine_kwargs={"connect_args": {"timeout": 60}})
+    with FileLock(f"{sqlite_file(url)}.optuna-lock") if is_sqlite(url) else exclusively(store.engine, "optuna"):
+        return optuna.storages.RDBStorage(url, engine_kwargs=options)
 
 
 def rungs(search: SearchSpec, protocol: Protocol) -> tuple[int, ...]:
@@ -61,6 +63,7 @@ def rungs(search: SearchSpec, protocol: Protocol) -> tuple[int, ...]:
     return tuple(found)
 
 
+@patient_methods
 class PointSearch:
     """Proposes the points of one pair and method, and hears what became of them.
 

@@ -8,25 +8,25 @@ import os
 import signal
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from filelock import FileLock, Timeout
 from rich.console import Console
 
 from search_spaces.spaces import MethodSpace
 from study import launcher, logits, record, sharing, teachers, tracking
-from study.driver import Driver
+from study.driver import SAME_FAILURES, Driver
 from study.errors import DONE as EXIT_DONE
 from study.errors import INTERRUPTED, RUNS_FAILED, RequestError
-from study.home import Home, open_home
+from study.home import Home, open_home, probe_storage
+from study.lock import hold, is_driven, whoami
 from study.plan import TEACHER, PairPlan, Plan
 from study.progress import Display, Progress
 from study.spec import Spec, difference, parse_spec
 from study.store import DONE, FAILED, PRUNED, RunRow, Store
 from trainables import data, splits
-from trainables.teachers import Teacher
+from trainables.teachers import Teacher, publish
 
 log = logging.getLogger("kdstudy.service")
 
@@ -68,6 +68,9 @@ def run(
     track_later: bool = False,
     teachers_only: bool = False,
     execution: str | None = None,
+    address: str | None = None,
+    max_devices: int | None = None,
+    runs_a_gpu: int | None = None,
 ) -> Summary:
     """Run a study, or go on with it where it exists.
 
@@ -79,6 +82,9 @@ def run(
         track_later: do not ask MLflow to be there; `kdstudy sync` fills it in.
         teachers_only: stop when the teachers are trained.
         execution: how steps are run, one of `trainables.engine.EXECUTIONS`; by default what suits the device.
+        address: of a Ray cluster to join (`auto`: the one that this process is a part of); None: this machine alone.
+        max_devices: on a cluster, how many GPUs, or cores where there are none, the study may have at once.
+        runs_a_gpu: on a cluster, how many runs share a GPU; by default each has one to itself.
 
     Raises:
         RequestError: the request cannot be carried out; nothing was written.
@@ -86,20 +92,27 @@ def run(
     home = open_home()
     if not track_later:
         tracking.probe(home.tracking_uri)
+    probe_storage(home)
     plan = Plan(spec, home)
     found = teachers.find(plan)
     shown = console or Console(quiet=True)
 
-    def runs_a_gpu() -> int:
+    def fits_a_gpu() -> int:
         with shown.status("measuring the memory of a run …"):
             return sharing.runs_a_gpu(plan)
 
-    machine = replace(launcher.this_machine(device, concurrency, runs_a_gpu), execution=execution)
-    logits.require_room(plan, machine.device)
-    with Store(home.store_url).opened() as store, hold(home, spec.name):
+    with contextlib.ExitStack() as stack:
+        if address is None:
+            machine = launcher.this_machine(device, concurrency, fits_a_gpu)
+        else:
+            stack.enter_context(launcher.joined(address))
+            machine = launcher.joined_machine(device, max_devices, runs_a_gpu)
+        machine = replace(machine, execution=execution, joined=address is not None)
+        logits.require_room(plan, machine.device)
+        store = stack.enter_context(Store(home.store_url).opened())
+        held = stack.enter_context(hold(home, store, spec.name))
         open_study(store, spec)
-        study = _Running(plan, store, shown, teachers_only)
-        return study.run(machine, found, track_later)
+        return _Running(plan, store, shown, teachers_only, held).run(machine, found, track_later)
 
 
 def open_study(store: Store, spec: Spec) -> None:
@@ -121,47 +134,14 @@ def open_study(store: Store, spec: Spec) -> None:
     store.update_spec(spec.name, spec.model_dump(mode="json"))
 
 
-@contextlib.contextmanager
-def hold(home: Home, study: str) -> Iterator[None]:
-    """Be the study's only driver. The lock is the operating system's, so that a driver that died has none.
-
-    Raises:
-        RequestError: another driver is at work; says which.
-    """
-    home.locks.mkdir(parents=True, exist_ok=True)
-    lock, holder = FileLock(home.locks / f"{study}.lock"), home.locks / f"{study}.holder"
-    try:
-        lock.acquire(timeout=2, poll_interval=0.05)  # whoever only asks `is_driven` holds it for an instant
-    except Timeout:
-        who = holder.read_text(encoding="utf-8") if holder.exists() else "another process"
-        raise RequestError(
-            f"study {study} is being run already, by {who}; `kdstudy status {study} --watch` follows it"
-        ) from None
-    try:
-        holder.write_text(f"process {os.getpid()} on {socket.gethostname()}", encoding="utf-8")
-        yield
-    finally:
-        holder.unlink(missing_ok=True)
-        lock.release()
-
-
-def is_driven(home: Home, study: str) -> bool:
-    """Whether a living driver holds the study."""
-    lock = FileLock(home.locks / f"{study}.lock")
-    if not home.locks.exists():
-        return False
-    try:
-        with lock.acquire(blocking=False):
-            return False
-    except Timeout:
-        return True
-
-
 class _Running:
     """One study being run by this process."""
 
-    def __init__(self, plan: Plan, store: Store, console: Console, teachers_only: bool) -> None:
+    def __init__(
+        self, plan: Plan, store: Store, console: Console, teachers_only: bool, held: Callable[[], bool]
+    ) -> None:
         self.plan = plan
+        self.held = held
         self.teachers_only = teachers_only
         self.store = store
         self.console = console
@@ -173,14 +153,16 @@ class _Running:
     def run(self, machine: launcher.Machine, found: dict[str, Teacher], track_later: bool) -> Summary:
         _log_to(self.home, self.name)
         launcher.quiet()
-        driver = Driver(
+        self.driver = driver = Driver(
             self.plan,
             self.store,
             device=machine.device,
             threads=machine.threads,
             workers=machine.workers,
             execution=machine.execution,
-            owner_alive=lambda study: is_driven(self.home, study),
+            owner_alive=lambda study: is_driven(self.home, self.store, study),
+            held=self.held,
+            announce=self._announce,
             adopt=lambda pairs: self._adopt(pairs, found),
         )
         progress = self.progress
@@ -198,7 +180,7 @@ class _Running:
         ):
             driver.open()
             if not driver.finished:
-                with launcher.cluster(machine):
+                with contextlib.nullcontext() if machine.joined else launcher.cluster(machine):
                     launcher.train(driver, machine, self.home)
             if not driver.stopping:
                 progress.expected = None
@@ -216,14 +198,21 @@ class _Running:
                 if teacher is None:
                     return f"the teacher of {pair} could not be trained"
                 found[pair] = teacher
+            for teacher in found.values():
+                publish(self.home.root, teacher.record.hash, self.home.storage)
             entries = [teachers.overview(self.plan, pair, teacher, before) for pair, teacher in found.items()]
-        except RequestError as error:
+        except (RequestError, OSError) as error:
             return str(error)
         notes = [note for entry in entries for note in teachers.warnings(self.plan, entry)]
         notes += [note for pair in self.plan.pairs.values() for note in teachers.remarks(self.plan, self.store, pair)]
         self.store.update_info(self.name, teachers=entries, warnings=notes)
         self.progress.note = ""
         return TEACHERS_DONE if self.teachers_only else None
+
+    def _announce(self) -> None:
+        """Let others see that this driver lives, and the nodes that it has."""
+        about = {"nodes": launcher.nodes(), "in_flight": self.driver.in_flight}
+        self.store.set_driver(self.name, whoami(), socket.gethostname(), about)
 
     def _record(self) -> None:
         """Write down what the study is made of, for MLflow and the report."""
@@ -286,7 +275,8 @@ def summarise(
     failed = states.count(FAILED)
     waiting = len(states) - failed - states.count(DONE) - states.count(PRUNED)
     begun = not students or any(run.stage != TEACHER for run in unique)
-    stopped = waiting > 0 or ((stopped_by is not None or not begun) and not failed)
+    gave_up = stopped_by is not None and stopped_by.startswith(SAME_FAILURES)
+    stopped = not gave_up and (waiting > 0 or ((stopped_by is not None or not begun) and not failed))
     return Summary(
         study=study,
         state="stopped" if stopped else "failed" if failed else "finished",

@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import difflib
 import json
+import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -33,6 +34,15 @@ class _Part(BaseModel):
 def _absolute(folder: str) -> str:
     # Workers start in a folder of their own, and a study may be continued from another one.
     return str(Path(folder).expanduser().absolute())
+
+
+def _inside(folder: str) -> str:
+    """A folder, where it lies below one of those that data may be read from (`KDSTUDY_DATA_ROOTS`, if that is set)."""
+    allowed = [entry for entry in os.environ.get("KDSTUDY_DATA_ROOTS", "").split(os.pathsep) if entry]
+    real = Path(folder).resolve()
+    if allowed and not any(real.is_relative_to(Path(entry).expanduser().resolve()) for entry in allowed):
+        raise ValueError(f"{folder} lies outside of KDSTUDY_DATA_ROOTS ({os.pathsep.join(allowed)})")
+    return folder
 
 
 class DataSpec(_Part):
@@ -71,7 +81,7 @@ class DataSpec(_Part):
     @field_validator("root")
     @classmethod
     def _from_here(cls, root: str | None) -> str | None:
-        return None if root is None else _absolute(root)
+        return None if root is None else _inside(_absolute(root))
 
 
 _SOURCE = {"name", "root", "classes", "label_noise", "noise_seed", "bad_images"}
@@ -162,6 +172,11 @@ class Budget(_Part):
     runs: int | None = Field(None, ge=1)
     hours: float | None = Field(None, gt=0, description="wall hours, summed over restarts")
     device_hours: float | None = Field(None, gt=0)
+    run_hours: float | None = Field(None, gt=0, description="a run that takes longer on its device has failed")
+    epoch_minutes: float = Field(
+        360.0, gt=0, description="a worker that finishes no epoch for so long hangs: it is killed, its run goes on"
+    )
+    same_failures: int = Field(5, ge=1, description="so many runs that fail alike, one after the other, stop the study")
 
 
 class Spec(_Part):

@@ -3,34 +3,30 @@
 Our run rows are the truth; Optuna's trials and MLflow's runs follow from them. Results and states are written by a
 study's driver alone; other commands leave a request row, which the driver obeys. Attempts are numbered, so a worker
 that comes back after its run was given to another can no longer write. No transaction is held across a call into
-Optuna, whose tables live in the same database.
+Optuna, whose tables live in the same database. A server that is restarted delays a call and fails none.
 """
 
 from __future__ import annotations
 
 import json
-import sqlite3
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
 
+from study import schema
+from study.database import insert, is_sqlite, make_engine, patient_methods, sqlite_file, without_password
 from study.errors import RequestError
 
-SCHEMA_VERSION = 3
-_BUSY_SECONDS = 60  # a writer's patience with the others
 _CHUNK = 500  # rows that one statement names
 
 WAITING, RUNNING, DONE, FAILED, PRUNED = "WAITING", "RUNNING", "DONE", "FAILED", "PRUNED"
 OPEN, COMPLETE = "OPEN", "COMPLETE"  # a point's states, beside FAILED and PRUNED
 
 _meta = sa.MetaData()
-
-_schema = sa.Table("kdstudy_schema", _meta, sa.Column("version", sa.Integer, nullable=False))
 
 _studies = sa.Table(
     "kdstudy_studies",
@@ -57,7 +53,10 @@ _points = sa.Table(
     sa.Column("state", sa.String(10), nullable=False),
     sa.Column("value", sa.Float),
     sa.Column("origin", sa.String(200), nullable=False, server_default=""),  # who proposed it
+    sa.Column("position", sa.Integer, nullable=False, server_default="0"),  # order of creation within the study
 )
+
+sa.Index("ix_kdstudy_points_position", _points.c.study, _points.c.position)
 
 _runs = sa.Table(
     "kdstudy_runs",
@@ -114,6 +113,17 @@ _requests = sa.Table(
     sa.Column("created", sa.Float, nullable=False),
 )
 
+_drivers = sa.Table(
+    "kdstudy_drivers",
+    _meta,
+    sa.Column("study", sa.String(100), primary_key=True),
+    # Who drives it, and where its runs stand by node and device; for people, and true only while the lock is held.
+    sa.Column("who", sa.String(300), nullable=False),
+    sa.Column("host", sa.String(200), nullable=False),
+    sa.Column("seen", sa.Float, nullable=False),
+    sa.Column("about", sa.JSON, nullable=False),
+)
+
 _tracked = sa.Table(
     "kdstudy_tracked",
     _meta,
@@ -141,6 +151,9 @@ class PointRow:
     state: str
     value: float | None
     origin: str = ""
+
+
+_POINT = [_points.c[name] for name in PointRow.__dataclass_fields__]
 
 
 @dataclass(frozen=True)
@@ -206,42 +219,36 @@ class RunRow:
         return self.state in (DONE, FAILED) or self.pruned
 
 
+@dataclass(frozen=True)
+class DriverRow:
+    """Who drives a study: a line for people, the host, when it was last heard of, and what it said of its nodes."""
+
+    study: str
+    who: str
+    host: str
+    seen: float
+    about: dict[str, Any]
+
+
+@patient_methods
 class Store:
     """Access to one store. Safe to use from several threads and processes."""
 
     def __init__(self, url: str) -> None:
         self.url = url
-        self.engine = sa.create_engine(url)
-        sa.event.listen(self.engine, "connect", _configure_sqlite)
-        sa.event.listen(self.engine, "begin", _begin)
+        self.engine = make_engine(url)
         self._write = self.engine.execution_options(kdstudy_write=True)
         self._migrate()
 
     def _migrate(self) -> None:
-        path = Path(self.url.removeprefix("sqlite:///"))
+        where = str(sqlite_file(self.url)) if is_sqlite(self.url) else without_password(self.url)
         try:
             with self._write.begin() as connection:
-                _meta.create_all(connection)
-                version = connection.scalar(sa.select(_schema.c.version))
-                if version is None:
-                    connection.execute(sa.insert(_schema).values(version=SCHEMA_VERSION))
-                elif version in (1, 2):
-                    if version == 1:  # points did not say who had proposed them
-                        connection.exec_driver_sql(
-                            "ALTER TABLE kdstudy_points ADD COLUMN origin VARCHAR(200) NOT NULL DEFAULT ''"
-                        )
-                    connection.exec_driver_sql(
-                        "ALTER TABLE kdstudy_study_runs ADD COLUMN revision INTEGER NOT NULL DEFAULT 0"
-                    )
-                    _by_revision.create(connection)
-                    connection.execute(sa.update(_schema).values(version=SCHEMA_VERSION))
-                elif version != SCHEMA_VERSION:
-                    # Inside the transaction, so that the tables of another version stay as they are.
-                    raise RequestError(f"{path}: its schema is version {version}, this kdstudy reads {SCHEMA_VERSION}")
+                schema.bring_up(connection, _meta, where)
         except sa.exc.DatabaseError as error:
-            raise RequestError(
-                f"{path}: cannot be opened as a store ({error.orig}); move it away, or set KDSTUDY_HOME elsewhere"
-            ) from None
+            remedy = "move it away, or set KDSTUDY_HOME elsewhere" if is_sqlite(self.url) else "set KDSTUDY_STORE right"
+            said = " ".join(str(error.orig).split())
+            raise RequestError(f"{where}: cannot be opened as a store ({said}); {remedy}") from None
 
     # Studies
 
@@ -297,19 +304,23 @@ class Store:
     def add_points(self, points: Iterable[PointRow]) -> None:
         """Add points where their study does not have them yet."""
         rows = [vars(point) for point in points]
-        if rows:
-            with self._write.begin() as connection:
-                connection.execute(sa.insert(_points).prefix_with("OR IGNORE"), rows)
+        if not rows:
+            return
+        with self._write.begin() as connection:
+            newest = sa.select(sa.func.max(_points.c.position)).where(_points.c.study == rows[0]["study"])
+            first = (connection.scalar(newest) or 0) + 1
+            numbered = [{**row, "position": first + number} for number, row in enumerate(rows)]
+            connection.execute(insert(connection, _points).on_conflict_do_nothing(), numbered)
 
     def point(self, study: str, stage: str, point_id: str) -> PointRow:
         """One point of a study; it is there."""
         with self.engine.connect() as connection:
-            row = connection.execute(sa.select(_points).where(_is_point(study, stage, point_id))).one()
+            row = connection.execute(sa.select(*_POINT).where(_is_point(study, stage, point_id))).one()
         return PointRow(**row._mapping)
 
     def points(self, study: str, stage: str | None = None) -> list[PointRow]:
         """The points of a study, in the order of their creation."""
-        query = sa.select(_points).where(_points.c.study == study).order_by(sa.literal_column("rowid"))
+        query = sa.select(*_POINT).where(_points.c.study == study).order_by(_points.c.position)
         if stage is not None:
             query = query.where(_points.c.stage == stage)
         with self.engine.connect() as connection:
@@ -380,6 +391,38 @@ class Store:
             rows = [dict(row._mapping) for row in connection.execute(query)]
         return [(row.pop("study"), RunRow(**row)) for row in rows]
 
+    # Drivers
+
+    def set_driver(self, study: str, who: str, host: str, about: Mapping[str, Any]) -> None:
+        """Say who drives a study, from which host, and how its runs stand on nodes and devices."""
+        values = {"who": who, "host": host, "seen": time.time(), "about": dict(about)}
+        with self._write.begin() as connection:
+            connection.execute(
+                insert(connection, _drivers)
+                .values(study=study, **values)
+                .on_conflict_do_update(index_elements=[_drivers.c.study], set_=values)
+            )
+
+    def driver(self, study: str) -> DriverRow | None:
+        """Who drives a study, or drove it last."""
+        query = sa.select(*(_drivers.c[name] for name in DriverRow.__dataclass_fields__))
+        with self.engine.connect() as connection:
+            row = connection.execute(query.where(_drivers.c.study == study)).one_or_none()
+        return None if row is None else DriverRow(*row)
+
+    def drivers(self) -> list[DriverRow]:
+        """Who drives, or drove last, each of the studies."""
+        query = sa.select(*(_drivers.c[name] for name in DriverRow.__dataclass_fields__))
+        with self.engine.connect() as connection:
+            return [DriverRow(*row) for row in connection.execute(query)]
+
+    def remove_driver(self, study: str) -> None:
+        """Nobody drives a study any more."""
+        with self._write.begin() as connection:
+            connection.execute(sa.delete(_drivers).where(_drivers.c.study == study))
+
+    # Attempts
+
     def claim(self, run_id: str, study: str) -> int | None:
         """Take a waiting run for a study's driver; the number of its new attempt, or None where another took it."""
         with self._write.begin() as connection:
@@ -427,7 +470,7 @@ class Store:
             _touch(connection, _study_runs.c.run_id == run_id)
             if epochs:
                 connection.execute(
-                    sa.insert(_results).prefix_with("OR IGNORE"),
+                    insert(connection, _results).on_conflict_do_nothing(),
                     [
                         {"run_id": run_id, "epoch": int(metrics["epoch"]), "metrics": dict(metrics), "time": now}
                         for metrics in epochs
@@ -535,17 +578,11 @@ class Store:
     ) -> None:
         """Remember what MLflow has of one of a study's runs."""
         with self._write.begin() as connection:
+            values = {"mlflow_run_id": mlflow_run_id, "cursor": cursor, "shown": shown}
             connection.execute(
-                sa.insert(_tracked)
-                .prefix_with("OR REPLACE")
-                .values(
-                    study=study,
-                    tracking_uri=tracking_uri,
-                    key=key,
-                    mlflow_run_id=mlflow_run_id,
-                    cursor=cursor,
-                    shown=shown,
-                )
+                insert(connection, _tracked)
+                .values(study=study, tracking_uri=tracking_uri, key=key, **values)
+                .on_conflict_do_update(index_elements=_tracked.primary_key.columns, set_=values)
             )
 
     @contextmanager
@@ -574,7 +611,7 @@ def _run_query() -> sa.Select[Any]:
             point.method,
             point.parameters,
             point.origin,
-            sa.type_coerce(run.identity, sa.Text).label("identity_text"),
+            sa.cast(run.identity, sa.Text).label("identity_text"),
             run.state,
             run.owner,
             run.attempt,
@@ -696,35 +733,6 @@ def _reset(connection: sa.Connection, run_ids: Sequence[str]) -> None:
             )
         )
         _touch(connection, use.run_id.in_(ids))
-
-
-def _configure_sqlite(connection: Any, _record: Any) -> None:
-    connection.isolation_level = None  # transactions begin where SQLAlchemy says, in `_begin`
-    cursor = connection.cursor()
-    cursor.execute(f"PRAGMA busy_timeout={1000 * _BUSY_SECONDS}")
-    _use_wal(cursor)
-    cursor.execute("PRAGMA synchronous=NORMAL")
-    cursor.execute("PRAGMA foreign_keys=ON")
-    cursor.close()
-
-
-def _use_wal(cursor: sqlite3.Cursor) -> None:
-    # Where several processes make a new store at once, SQLite refuses the change of journal without waiting.
-    give_up = time.monotonic() + _BUSY_SECONDS
-    while True:
-        try:
-            cursor.execute("PRAGMA journal_mode=WAL")
-            return
-        except sqlite3.OperationalError as error:
-            if error.sqlite_errorcode != sqlite3.SQLITE_BUSY or time.monotonic() > give_up:
-                raise
-            time.sleep(0.02)
-
-
-def _begin(connection: sa.Connection) -> None:
-    # A writer that reads first must hold the lock from the start: SQLite refuses to upgrade a stale reader.
-    writes = connection.get_execution_options().get("kdstudy_write", False)
-    connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
 
 
 def canonical(value: Any) -> str:

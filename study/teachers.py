@@ -15,7 +15,6 @@ from study.plan import FINAL, TEACHER, PairPlan, Plan, digest, resolve_teacher
 from study.store import DONE, RunRow, Store
 from trainables import measures, splits, teachers
 from trainables.data import DataError
-from trainables.files import read_checkpoint
 from trainables.teachers import Teacher, TeacherRecord
 
 # Enough views for a ratio to within a percentage point, and seconds even for a large teacher on a CPU.
@@ -49,7 +48,7 @@ def adopt(plan: Plan, store: Store, pair_name: str) -> Teacher | None:
     name = f"{pair.data.name}-{pair.pair.teacher}-{named_by[:8]}"
     teacher = _existing(plan.home, name)
     if teacher is None:
-        states = [read_checkpoint(plan.home.checkpoint(run.run_id, run.checkpoint or "none"))["model"] for run in runs]
+        states = [plan.home.read_checkpoint(run.run_id, run.checkpoint)["model"] for run in runs]
         made = _made(name, pair, states, runs)
         plan.teacher_hashes[pair_name] = made.record.hash
         ratio, ratio_on = measure_ratio(plan, pair_name, made)

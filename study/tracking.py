@@ -7,6 +7,7 @@ A pass reads what was written since the pass before, so it costs what happened a
 
 from __future__ import annotations
 
+import base64
 import csv
 import http.client
 import io
@@ -19,8 +20,10 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any
+from urllib.parse import urlsplit
 
 from analysis.collector import uncollected
 from search_spaces import pairs
@@ -47,6 +50,12 @@ def configure() -> None:
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
     os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
+    named = os.environ.get("MLFLOW_TRACKING_PASSWORD_FILE")
+    if named and not os.environ.get("MLFLOW_TRACKING_PASSWORD"):
+        try:
+            os.environ["MLFLOW_TRACKING_PASSWORD"] = Path(named).read_text(encoding="utf-8").strip()
+        except OSError as error:
+            raise RequestError(f"MLFLOW_TRACKING_PASSWORD_FILE: {named} cannot be read ({error.strerror})") from None
 
 
 def probe(tracking_uri: str) -> None:
@@ -57,9 +66,19 @@ def probe(tracking_uri: str) -> None:
     """
     scheme = tracking_uri.partition(":")[0]
     if scheme in ("http", "https"):
+        if urlsplit(tracking_uri).password:
+            raise RequestError(
+                "MLFLOW_TRACKING_URI: no password belongs into it; give MLFLOW_TRACKING_USERNAME and "
+                "MLFLOW_TRACKING_PASSWORD or MLFLOW_TRACKING_PASSWORD_FILE"
+            )
         try:
-            urllib.request.urlopen(f"{tracking_uri.rstrip('/')}/health", timeout=10).close()
-        except urllib.error.HTTPError:
+            _ask(tracking_uri)
+        except urllib.error.HTTPError as error:
+            if error.code in (401, 403):
+                raise RequestError(
+                    f"MLFLOW_TRACKING_URI: {tracking_uri} lets nobody in without a password that it knows; set "
+                    "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD or MLFLOW_TRACKING_PASSWORD_FILE"
+                ) from None
             return  # it answers; whether it lets us in shows when something is written
         except (OSError, ValueError, http.client.HTTPException) as error:
             reason = getattr(error, "reason", error)
@@ -72,6 +91,16 @@ def probe(tracking_uri: str) -> None:
             f"MLFLOW_TRACKING_URI: {tracking_uri} is no tracker that can be used; give http://…, sqlite:///PATH or "
             "unset it"
         )
+
+
+def _ask(tracking_uri: str) -> None:
+    """Ask a server for its experiments: what every user may who may use it at all."""
+    configure()
+    request = urllib.request.Request(f"{tracking_uri.rstrip('/')}/api/2.0/mlflow/experiments/search?max_results=1")
+    user, password = (os.environ.get(f"MLFLOW_TRACKING_{name}") for name in ("USERNAME", "PASSWORD"))
+    if user and password:
+        request.add_header("Authorization", "Basic " + base64.b64encode(f"{user}:{password}".encode()).decode())
+    urllib.request.urlopen(request, timeout=10).close()
 
 
 class Tracker:

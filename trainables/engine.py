@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -38,6 +39,10 @@ EXECUTIONS = ("eager", "graphs", "compiled")
 
 # What every objective returns, and is either known to be a metric or not one.
 _PARTS = ("loss", "ce", "kd", "mis_instruction_ratio", "capped_ratio")
+
+
+NOT_FINITE = "loss is not finite"
+"""How the reason begins why such a run failed."""
 
 
 class NonFinite(ArithmeticError):
@@ -213,7 +218,7 @@ class Trainer:
             raise DataError(f"data set {self._dataset.name}: not one of its images decodes")
         loss, hits, mis_instructed, capped, *others = (sums / seen).tolist()
         if not math.isfinite(loss):
-            raise NonFinite(f"loss is not finite at epoch {epoch}")
+            raise NonFinite(f"{NOT_FINITE} at epoch {epoch}")
         metrics = {**dict(zip(extra, others, strict=True)), "train_loss": loss, "train_top1": 100 * hits, "lr": lr}
         if self.teaching is not None:
             metrics |= {"mis_instruction_ratio": mis_instructed, "capped_ratio": capped}
@@ -223,6 +228,10 @@ class Trainer:
 
     def save(self, path: Path | str) -> None:
         """Write a checkpoint, whole or not at all."""
+        write_atomic(Path(path), self.checkpoint())
+
+    def checkpoint(self) -> bytes:
+        """All that a run needs to go on from here."""
         content = {
             "version": VERSION,
             "identity": self._identity(),
@@ -232,7 +241,7 @@ class Trainer:
             "objective": self._objective.state_dict(),
             "stopped": self._stopped,
         }
-        write_atomic(Path(path), checkpoint_bytes(content))
+        return checkpoint_bytes(content)
 
     def load(self, path: Path | str) -> None:
         """Go on from a checkpoint of this run: on a CPU with as many threads, to the same last bit.
@@ -240,7 +249,14 @@ class Trainer:
         Raises:
             CheckpointError: no such file, truncated, not a run's checkpoint, or that of another run.
         """
-        content = read_checkpoint(Path(path))
+        self.restore(read_checkpoint(Path(path)), path)
+
+    def restore(self, content: Any, path: Path | str) -> None:
+        """Go on from what a checkpoint holds; `path` says which it is.
+
+        Raises:
+            CheckpointError: not a run's checkpoint, or that of another run.
+        """
         if not isinstance(content, dict) or "identity" not in content:
             raise CheckpointError(f"checkpoint {path}: not a run's checkpoint")
         there, here = json.loads(content["identity"]), json.loads(self._identity())

@@ -4,10 +4,9 @@ import io
 import os
 import pickle
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-
-import torch
 
 
 class CheckpointError(ValueError):
@@ -37,6 +36,8 @@ def write_atomic(path: Path, content: bytes) -> None:
 
 def checkpoint_bytes(content: Any) -> bytes:
     """Tensors, and plain containers of them, as torch saves them."""
+    import torch  # here, since commands that read no checkpoint should not wait for it
+
     buffer = io.BytesIO()
     torch.save(content, buffer)
     return buffer.getvalue()
@@ -48,17 +49,28 @@ def read_checkpoint(path: Path) -> Any:
     Raises:
         CheckpointError: no such file, or it is truncated, not a checkpoint, or holds code.
     """
+    return read_stored(path.read_bytes, str(path))
+
+
+def read_stored(read: Callable[[], bytes], where: str) -> Any:
+    """The same from wherever its bytes come, which `where` names.
+
+    Raises:
+        CheckpointError: as `read_checkpoint`.
+    """
     try:
-        content = path.read_bytes()
+        content = read()
     except FileNotFoundError:
-        raise CheckpointError(f"checkpoint {path}: there is no such file") from None
+        raise CheckpointError(f"checkpoint {where}: there is no such file") from None
     except OSError as error:
-        raise CheckpointError(f"checkpoint {path}: cannot be read: {error.strerror}") from None
+        raise CheckpointError(f"checkpoint {where}: cannot be read: {error.strerror or error}") from None
+    import torch
+
     try:
         return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     except Exception as error:  # bytes that are no checkpoint make the unpickler fail in any way
         if isinstance(error, pickle.UnpicklingError) and "GLOBAL" in str(error):
             raise CheckpointError(
-                f"checkpoint {path}: it holds pickled code, which is never run; wanted: a state dict of tensors"
+                f"checkpoint {where}: it holds pickled code, which is never run; wanted: a state dict of tensors"
             ) from None
-        raise CheckpointError(f"checkpoint {path}: truncated, or not a checkpoint") from None
+        raise CheckpointError(f"checkpoint {where}: truncated, or not a checkpoint") from None

@@ -163,7 +163,7 @@ def _short(request: dict[str, Any], folder: str) -> dict[str, Any]:
     short["test_limit"] = min(images, request["test_limit"] or images)
     short |= {"checkpoints": folder, "resume_from": None, "rungs": [], "logits": None, "workers": 0}
     if request["teacher"] is not None:
-        short["teacher"] = {"home": folder, "hash": _random_teacher(request, folder)}
+        short["teacher"] = {"home": folder, "hash": _random_teacher(request, folder), "storage": folder}
     return short
 
 

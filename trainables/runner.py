@@ -7,8 +7,8 @@ folder of its attempt, and names the newest in each report: the caller's record 
 from __future__ import annotations
 
 import json
-import shutil
 import time
+from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -16,9 +16,13 @@ from typing import Any
 import torch
 
 from trainables import data, engine, logits, protocol, splits, teachers
+from trainables.files import read_stored
+from trainables.storage import PATIENCE_SECONDS, open_storage
 
 # Checkpoints may take this share of a run's time: the cheaper they are to write, the less a kill can cost.
 CHECKPOINT_SHARE = 0.02
+# How long a storage that is away is waited for where a run can also go on without its checkpoint.
+SHORT_PATIENCE_SECONDS = 5.0
 
 
 def load_data(source: dict[str, Any]) -> data.ImageDataset:
@@ -38,7 +42,8 @@ def _loaded(source: str) -> data.ImageDataset:
 
 
 @lru_cache(maxsize=2)
-def _teacher(home: str, reference: str) -> teachers.Teacher:
+def _teacher(home: str, reference: str, storage: str) -> teachers.Teacher:
+    teachers.fetch(home, reference, storage)
     return teachers.load(Path(home), reference, lazy=True)
 
 
@@ -90,7 +95,7 @@ class Runner:
             dataset,
             train,
             validation,
-            _teacher(taught["home"], taught["hash"]) if taught else None,
+            _teacher(taught["home"], taught["hash"], taught["storage"]) if taught else None,
             evaluate_test=request["evaluate_test"],
             device=request["device"],
             test_indices=None if limit is None else splits.stratified(dataset.test_labels, limit, split["split_seed"]),
@@ -98,19 +103,22 @@ class Runner:
             execution=request["execution"],
             store=_logits(stored["root"], logits.Key(**stored["key"])) if stored else None,
         )
-        if request["resume_from"] is not None:
-            self._trainer.load(Path(request["checkpoints"]) / request["resume_from"])
+        self._storage = open_storage(request["checkpoints"])
+        if (name := request["resume_from"]) is not None:
+            where = f"{request['checkpoints']}/{name}"
+            self._trainer.restore(read_stored(lambda: self._storage.read(name), where), where)
         self._attempt = f"attempt-{request['attempt']}"
         self._saved_at = time.monotonic()
         self._save_seconds = 0.0
+        self._saved: list[str] = []  # this attempt's checkpoints that are kept
 
     def advance(self, seconds: float) -> dict[str, Any]:
         """Train whole epochs until `seconds` have passed, a rung is reached or the run is done.
 
         Returns:
             `epochs` (metrics of each finished epoch, with `epoch` from 1), `checkpoint` (its name in the run's folder,
-            where a new one was written, else None), `device_seconds`, `device`, `done`, and `failed` (the reason, else
-            None).
+            where a new one was written, else None), `device_seconds`, `device`, `done`, `failed` (the reason, else
+            None), `lost` (whether that is the node's fault, so that the run should go on elsewhere), and `warning`.
         """
         began = time.monotonic()
         epochs: list[dict[str, float]] = []
@@ -127,38 +135,48 @@ class Runner:
                 break
         now = time.monotonic()
         rested = now - self._saved_at >= self._save_seconds / CHECKPOINT_SHARE
-        due = trainer.done or trainer.epoch in self.request["rungs"] or rested
+        needed = trainer.done or trainer.epoch in self.request["rungs"]
+        checkpoint = lost = warning = None
+        if (needed or rested) and epochs and not failed:
+            try:
+                checkpoint = self._save(PATIENCE_SECONDS if needed else SHORT_PATIENCE_SECONDS)
+            except OSError as error:
+                said = f"its checkpoint cannot be written: {error.strerror or error}"
+                # The run has nothing the matter: it goes on without, or elsewhere from the checkpoint before.
+                lost, warning = (said, None) if needed else (None, said)
+                self._saved_at = now
         return {
             "run_id": self.request["run_id"],
             "attempt": self.request["attempt"],
             "epochs": epochs,
-            "checkpoint": self._save() if due and epochs and not failed else None,
+            "checkpoint": checkpoint,
             "device_seconds": now - began,
             "device": str(self.request["device"]),
-            "done": trainer.done or failed is not None,
-            "failed": failed,
+            "done": trainer.done or failed is not None or lost is not None,
+            "failed": failed or lost,
+            "lost": lost is not None,
+            "warning": warning,
         }
 
-    def _save(self) -> str:
-        """Write a checkpoint; the one before it goes only when this one is on disk. Its name in the run's folder."""
+    def _save(self, patience: float) -> str:
+        """Write a checkpoint; the one before it goes only when this one is kept. Its name in the run's folder."""
         began = time.monotonic()
-        folder = Path(self.request["checkpoints"]) / self._attempt
-        name = f"epoch-{self._trainer.epoch:04d}.pt"
-        self._trainer.save(folder / name)
+        name = f"{self._attempt}/epoch-{self._trainer.epoch:04d}.pt"
+        self._storage.write(name, self._trainer.checkpoint(), patience)
+        self._saved.append(name)
         # The one before stays too: the caller may die before it has recorded the new name.
-        for old in sorted(folder.glob("epoch-*.pt"))[:-2]:
-            old.unlink()
+        for old in self._saved[:-2]:
+            with suppress(OSError):  # it only takes room, until the run is over
+                self._storage.delete(old)
+        del self._saved[:-2]
         self._saved_at = time.monotonic()
         self._save_seconds = self._saved_at - began
-        return f"{self._attempt}/{name}"
+        return name
 
 
-def forget(folder: Path, keep: str | None) -> None:
-    """Remove the checkpoints in a run's folder but the one of this name."""
-    kept = None if keep is None else folder / keep
-    for attempt in folder.glob("attempt-*"):
-        for path in attempt.glob("epoch-*.pt"):
-            if path != kept:
-                path.unlink(missing_ok=True)
-        if kept is None or attempt != kept.parent:
-            shutil.rmtree(attempt, ignore_errors=True)
+def forget(checkpoints: str, keep: str | None) -> None:
+    """Remove a run's checkpoints, which are at this address, but the one of this name."""
+    storage = open_storage(checkpoints)
+    for name in storage.names():
+        if name != keep:
+            storage.delete(name)

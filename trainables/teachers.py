@@ -23,8 +23,9 @@ from torch import Tensor, nn
 
 from trainables import models
 from trainables.data import ImageDataset
-from trainables.files import CheckpointError, checkpoint_bytes, read_checkpoint, write_atomic
+from trainables.files import CheckpointError, checkpoint_bytes, read_checkpoint, read_stored, write_atomic
 from trainables.naming import unknown
+from trainables.storage import below, is_bucket, open_storage
 from trainables.views import normalise
 
 __all__ = [
@@ -404,6 +405,67 @@ def _read_record(file: Path) -> TeacherRecord:
 def _record(fields: Mapping[str, Any]) -> TeacherRecord:
     sequences = {name: tuple(fields.get(name, ())) for name in ("mean", "std", "fold_top1")}
     return TeacherRecord(**{**fields, **sequences})
+
+
+# A storage that several hosts share
+
+_FOLDER = "teachers"
+
+
+def publish(home: Path | str, reference: str, storage: str) -> None:
+    """Put a teacher of a home where other hosts find it; one that is there already stays.
+
+    Raises:
+        CheckpointError: the home has no such teacher.
+        OSError: the storage does not take it.
+    """
+    folder = _folder(home, find(home, reference))
+    if _is_home(home, storage):
+        return
+    there = open_storage(below(storage, _FOLDER, folder.name))
+    if "teacher.json" in there.names():
+        return
+    # The record comes last: where it is, all is.
+    for file in sorted(folder.iterdir(), key=lambda file: file.name == "teacher.json"):
+        there.write(file.name, file.read_bytes())
+
+
+def fetch(home: Path | str, reference: str, storage: str) -> None:
+    """Bring a teacher into a home that lacks it, from where another host has published it; whole or not at all.
+
+    Whether the storage has it shows when it is loaded.
+
+    Raises:
+        CheckpointError: a record on the storage is damaged.
+        OSError: the storage does not answer.
+    """
+    known = {name for record in list_records(home) for name in (record.name, record.hash)}
+    if _is_home(home, storage) or any(name.startswith(reference) for name in known):
+        return
+    there = open_storage(below(storage, _FOLDER))
+    for name in there.names():
+        if not name.endswith("/teacher.json"):
+            continue
+        try:
+            record = _record(json.loads(there.read(name)))
+        except (ValueError, KeyError, TypeError) as error:
+            raise CheckpointError(f"{storage}/{_FOLDER}/{name} is damaged ({error}): publish it again") from None
+        if reference == record.name or (len(reference) >= 4 and record.hash.startswith(reference)):
+            _bring(home, record, below(storage, _FOLDER, name.rpartition("/")[0]))
+
+
+def _bring(home: Path | str, record: TeacherRecord, address: str) -> None:
+    there = open_storage(address)
+    weights = read_stored(lambda: there.read("weights.pt"), address)
+    indices = None
+    if "indices.npy" in there.names():
+        indices = torch.from_numpy(np.load(io.BytesIO(there.read("indices.npy"))))
+    _assembled(record, weights, address)
+    save(home, record, weights, indices)
+
+
+def _is_home(home: Path | str, storage: str) -> bool:
+    return not is_bucket(storage) and Path(storage).absolute() == Path(home).absolute()
 
 
 # Files that travel: a teacher with all that is known of it

@@ -7,6 +7,7 @@ an error is therefore a lost worker, and its run is queued again.
 
 from __future__ import annotations
 
+import faulthandler
 import json
 import traceback
 from typing import Any
@@ -36,6 +37,15 @@ class RunTrainable(tune.Trainable):
         self._runner: Runner | None = None
 
     def step(self) -> dict[str, Any]:
+        # A thread of the interpreter's own, which needs no lock of Python's: it ends this process even where a library
+        # or a device hangs, and says where. The run then goes on elsewhere, from its checkpoint.
+        faulthandler.dump_traceback_later(self._request["hangs_after"], exit=True)
+        try:
+            return self._step()
+        finally:
+            faulthandler.cancel_dump_traceback_later()
+
+    def _step(self) -> dict[str, Any]:
         try:
             if self._runner is None:
                 self._runner = Runner(self._request)

@@ -60,9 +60,9 @@ def test_a_row_that_a_kill_tore_is_cut_off(tmp_path: Path) -> None:
     write(file, {4: 1})
     whole = file.read_text(encoding="utf-8")
     file.write_text(whole + "0,0.9,4,1,1,1,4,1.0 2.0 3.0 4", encoding="utf-8")
-    fidelity._mend(file)
+    fidelity.mend(file, fidelity._FIELDS)
     assert file.read_text(encoding="utf-8") == whole
-    fidelity._mend(tmp_path / "new.csv")
+    fidelity.mend(tmp_path / "new.csv", fidelity._FIELDS)
     assert fidelity_analysis.histories(tmp_path / "new.csv") == {}
 
 

@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import os
-import signal
-import socket
-import subprocess
 import sys
-import time
-from collections.abc import Iterator
+import uuid
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from study import cli, tracking
-from study.errors import RequestError
+from study import cli
+from study.database import check_url
+from tests.servers import Postgres
 from tests.study.given import Answer, Command
 
 
@@ -26,6 +21,12 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name in ("KDSTUDY_STORE", "KDSTUDY_STORAGE", "MLFLOW_TRACKING_URI"):
         monkeypatch.delenv(name, raising=False)
     return folder
+
+
+@pytest.fixture
+def postgres_url(postgres: Postgres) -> str:
+    """The address, password included, of a database that no other test uses."""
+    return check_url("KDSTUDY_STORE", postgres.create(f"test-{uuid.uuid4().hex}"))
 
 
 @pytest.fixture
@@ -41,39 +42,3 @@ def kdstudy(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
         return Answer(int(ended.value.code or 0), shown.out, shown.err)
 
     return call
-
-
-@pytest.fixture
-def server(tmp_path: Path) -> Iterator[Any]:
-    """An MLflow server that a test can kill and start again, on one port and one database."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    processes: list[subprocess.Popen[bytes]] = []
-
-    def start() -> str:
-        environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
-        command = [sys.executable, "-m", "mlflow", "server", "--workers", "1", "--port", str(port)]
-        command += ["--backend-store-uri", f"sqlite:///{tmp_path}/server.db"]
-        command += ["--artifacts-destination", str(tmp_path / "artifacts"), "--host", "127.0.0.1"]
-        log = (tmp_path / "server.log").open("ab")
-        processes.append(subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True))
-        uri = f"http://127.0.0.1:{port}"
-        for _ in range(600):
-            try:
-                tracking.probe(uri)
-                return uri
-            except RequestError:
-                if processes[-1].poll() is not None:
-                    pytest.fail((tmp_path / "server.log").read_text())
-                time.sleep(0.2)
-        raise AssertionError("the server did not start")
-
-    def kill() -> None:
-        process = processes.pop()
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-
-    yield start, kill
-    while processes:
-        kill()

@@ -32,7 +32,7 @@ def lists(**changes: Any) -> Any:
 
 def trials(simulation: Simulation, method: str) -> list[optuna.trial.FrozenTrial]:
     name = f"sim/digits/cnn32-cnn3/{method}"
-    return optuna.load_study(storage=open_storage(simulation.store.url), study_name=name).trials
+    return optuna.load_study(storage=open_storage(simulation.store), study_name=name).trials
 
 
 def test_a_study_of_lists_runs_each_point_once_with_each_seed() -> None:
@@ -156,7 +156,7 @@ def test_a_lost_worker_costs_its_run_an_attempt_and_three_fail_it() -> None:
     assert simulation.driver.finished
     (run,) = simulation.store.runs("sim")
     assert run.state == FAILED
-    assert "died 3 times" in (run.reason or "")
+    assert "lost 3 times" in (run.reason or "")
 
 
 def test_a_run_of_another_study_is_taken_over_not_trained_again() -> None:
@@ -695,3 +695,71 @@ def test_a_run_that_another_studys_pruner_stops_is_continued_by_a_study_that_wai
     assert set(for_all.states().values()) == {DONE}
     assert [request["run_id"] for request in for_all.requests] == [weak["run_id"]]
     assert for_all.requests[0]["resume_from"] is not None
+
+
+def test_a_node_that_fails_a_run_costs_an_attempt_and_no_more() -> None:
+    simulation = Simulation(spec_of(seeds=1))
+    request = simulation.claim()
+    assert request is not None
+    lost = {"failed": "its checkpoint cannot be written: No space left on device", "lost": True, "checkpoint": None}
+    assert simulation.driver.on_report(simulation.report(request, 1, 4, **lost))
+    (run,) = simulation.store.runs("sim")
+    assert (run.state, run.losses, run.epoch) == (WAITING, 1, 4)
+    simulation.finish()
+    (run,) = simulation.store.runs("sim")
+    assert (run.state, run.attempt) == (DONE, 2)
+    assert [row["epoch"] for row in simulation.store.history(run.run_id)] == [1, 2, 3, 4]
+
+
+def test_a_run_that_takes_too_long_on_its_device_has_failed() -> None:
+    simulation = Simulation(spec_of(seeds=1, budget={"run_hours": 1.0}))
+    request = simulation.claim()
+    assert request is not None
+    assert not simulation.driver.on_report(simulation.report(request, 1, 1, device_seconds=3000.0))
+    assert simulation.driver.on_report(simulation.report(request, 2, 2, device_seconds=3000.0))
+    (run,) = simulation.store.runs("sim")
+    assert (run.state, run.reason) == (FAILED, "budget.run_hours: it was not done after 1 hours on its device")
+
+
+def test_failures_alike_stop_a_study_and_other_failures_do_not() -> None:
+    def failing(*reasons: str) -> Simulation:
+        simulation = Simulation(spec_of(name=f"of-{len(reasons)}", seeds=10, budget={"same_failures": 3}))
+        for reason in reasons:
+            request = simulation.claim()
+            assert request is not None
+            failed = None if reason == "done" else reason
+            simulation.driver.on_report(simulation.report(request, 1, 4, failed=failed))
+        return simulation
+
+    stopped = failing("disk 1 is gone", "disk 2 is gone", "disk 3 is gone").driver.stopping
+    assert stopped == "budget.same_failures: the last 3 runs failed alike: disk 3 is gone"
+    assert failing("a", "b", "a", "b").driver.stopping is None
+    assert failing("a", "a", "done", "a", "a").driver.stopping is None
+    diverged = "loss is not finite at epoch 2"
+    assert failing(diverged, diverged, diverged, diverged, diverged, diverged).driver.stopping is None
+
+
+def test_a_claim_whose_answer_was_lost_is_made_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    simulation = Simulation(spec_of(seeds=1))
+    claim, answers = simulation.store.claim, iter([False, True])
+
+    def claimed(run_id: str, study: str) -> int | None:
+        attempt = claim(run_id, study)
+        return attempt if next(answers) else None
+
+    monkeypatch.setattr(simulation.store, "claim", claimed)
+    request = simulation.claim()
+    assert request is not None
+    assert request["attempt"] == 2
+    simulation.train(request)
+    assert simulation.states() == {request["run_id"]: DONE}
+
+
+def test_a_driver_that_has_lost_its_study_starts_nothing_more() -> None:
+    held = [True]
+    simulation = Simulation(spec_of(), held=lambda: held[0])
+    assert simulation.claim() is not None
+    held[0] = False
+    simulation.driver._polled = 0.0
+    assert simulation.claim() is None
+    assert simulation.driver.stopping == "another driver has taken the study over"

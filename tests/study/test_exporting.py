@@ -28,7 +28,7 @@ def finished(**changes: Any) -> Simulation:
     for number, run in enumerate(simulation.store.runs("sim")):
         torch.manual_seed(number)
         weights = models.build("cnn3", 10).state_dict()
-        path = simulation.home.checkpoint(run.run_id, str(run.checkpoint))
+        path = Path(simulation.home.checkpoints(run.run_id)) / str(run.checkpoint)
         write_atomic(path, checkpoint_bytes({"model": weights}))
     simulation.store.update_info("sim", **describe(simulation.plan))
     return simulation
@@ -36,7 +36,7 @@ def finished(**changes: Any) -> Simulation:
 
 def weights_of(simulation: Simulation, run_id: str) -> dict[str, torch.Tensor]:
     run = next(run for run in simulation.store.runs("sim") if run.run_id == run_id)
-    path = simulation.home.checkpoint(run_id, str(run.checkpoint))
+    path = Path(simulation.home.checkpoints(run_id)) / str(run.checkpoint)
     found: dict[str, torch.Tensor] = torch.load(path, weights_only=True)["model"]
     return found
 
@@ -87,7 +87,8 @@ def test_an_exported_student_can_be_brought_in_as_a_teacher(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize(
-    ("run_id", "says"), [("zzzz", "no finished run that begins with 'zzzz'"), (None, "its checkpoint .* is gone")]
+    ("run_id", "says"),
+    [("zzzz", "no finished run that begins with 'zzzz'"), (None, "checkpoint .*: there is no such file")],
 )
 def test_what_cannot_be_exported_is_one_line(tmp_path: Path, run_id: str | None, says: str) -> None:
     simulation = Simulation(spec_of(**LISTS))

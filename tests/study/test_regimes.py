@@ -101,9 +101,8 @@ def test_the_networks_of_a_cross_fitted_teacher_become_one_teacher_with_their_ac
             torch.manual_seed(seed)
             weights = models.build("cnn32", 10).state_dict()
         report = simulation.report(request, 1, 4)
-        write_atomic(
-            simulation.home.checkpoint(request["run_id"], report["checkpoint"]), checkpoint_bytes({"model": weights})
-        )
+        folder = Path(simulation.home.checkpoints(request["run_id"]))
+        write_atomic(folder / report["checkpoint"], checkpoint_bytes({"model": weights}))
         for metrics in report["epochs"]:
             metrics["test_top1"], metrics["test_top5"] = 50.0 + seed, 90.0
         simulation.driver.on_report(report)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import multiprocessing
 import queue
-import sqlite3
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -23,7 +22,6 @@ from study.store import (
     OPEN,
     PRUNED,
     RUNNING,
-    SCHEMA_VERSION,
     WAITING,
     NewRun,
     PointRow,
@@ -36,8 +34,17 @@ RUN = "abcdef0123456789"
 
 
 @pytest.fixture
-def url(tmp_path: Path) -> str:
+def sqlite_url(tmp_path: Path) -> str:
     return f"sqlite:///{tmp_path / 'store.db'}"
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def url(request: pytest.FixtureRequest, sqlite_url: str) -> str:
+    """Both kinds of store go through the same checks."""
+    if request.param == "sqlite":
+        return sqlite_url
+    made: str = request.getfixturevalue("postgres_url")
+    return made
 
 
 @pytest.fixture
@@ -447,40 +454,6 @@ def test_several_that_open_a_new_store_at_once_all_find_it_made(url: str) -> Non
 # What cannot be opened
 
 
-def schema_of(path: Path) -> list[str]:
-    connection = sqlite3.connect(path)
-    try:
-        return [row[0] for row in connection.execute("SELECT sql FROM sqlite_master ORDER BY name") if row[0]]
-    finally:
-        connection.close()
-
-
-@pytest.mark.parametrize("version", [1, 2])
-def test_an_older_store_is_brought_up_to_date_with_its_points(tmp_path: Path, url: str, version: int) -> None:
-    with Store(url).opened() as store:
-        ask(store, "a")
-        before = store.points("a")
-    connection = sqlite3.connect(tmp_path / "store.db")
-    if version == 1:
-        connection.execute("ALTER TABLE kdstudy_points DROP COLUMN origin")
-    connection.execute("DROP INDEX ix_kdstudy_study_runs_revision")
-    connection.execute("ALTER TABLE kdstudy_study_runs DROP COLUMN revision")
-    connection.execute("UPDATE kdstudy_schema SET version = ?", (version,))
-    connection.commit()
-    connection.close()
-    for _ in range(2):
-        with Store(url).opened() as store:
-            assert store.points("a") == before
-            assert store.runs("a")[0].origin == ""
-            assert [run.revision for run in store.runs("a", since=-1)] == [0]
-    with Store(url).opened() as store:
-        store.claim(RUN, "a")
-        assert [run.state for run in store.runs("a", since=0)] == [RUNNING]
-
-
-# Following a study
-
-
 def test_a_study_is_followed_by_the_rows_that_were_written_since(store: Store) -> None:
     """Each kind of write to a run shows in each study that uses it, and nothing else does."""
     for study in ("a", "b"):
@@ -555,22 +528,6 @@ def test_a_store_is_opened_again_as_it_was(url: str) -> None:
         assert store.runs("a") == before
 
 
-@pytest.mark.parametrize("version", [0, SCHEMA_VERSION + 1])
-def test_a_store_of_another_schema_is_refused_and_left_as_it_is(tmp_path: Path, url: str, version: int) -> None:
-    path = tmp_path / "store.db"
-    connection = sqlite3.connect(path)
-    connection.execute("CREATE TABLE kdstudy_schema (version INTEGER NOT NULL)")
-    connection.execute("INSERT INTO kdstudy_schema VALUES (?)", (version,))
-    connection.commit()
-    connection.close()
-    before = schema_of(path)
-    says = f"store.db: its schema is version {version}, this kdstudy reads {SCHEMA_VERSION}"
-    with pytest.raises(RequestError, match=says) as caught:
-        Store(url)
-    assert "\n" not in str(caught.value)
-    assert schema_of(path) == before
-
-
 def damage_start(content: bytes) -> bytes:
     return b"\xff" * 4096 + content[4096:]
 
@@ -584,18 +541,18 @@ def another_file(content: bytes) -> bytes:
 
 
 @pytest.mark.parametrize("damage", [damage_start, damage_length, another_file])
-def test_a_damaged_store_is_one_line(tmp_path: Path, url: str, damage: Any) -> None:
-    with Store(url).opened() as store:
+def test_a_damaged_store_is_one_line(tmp_path: Path, sqlite_url: str, damage: Any) -> None:
+    with Store(sqlite_url).opened() as store:
         for index in range(200):
             ask(store, "a", f"{index:04x}")
     path = tmp_path / "store.db"
     path.write_bytes(damage(path.read_bytes()))
     with pytest.raises(RequestError, match=r"store.db: cannot be opened as a store \(.*\); move it away") as caught:
-        Store(url)
+        Store(sqlite_url)
     assert "\n" not in str(caught.value)
 
 
-def test_a_folder_in_the_stores_place_is_one_line(tmp_path: Path, url: str) -> None:
+def test_a_folder_in_the_stores_place_is_one_line(tmp_path: Path, sqlite_url: str) -> None:
     (tmp_path / "store.db").mkdir()
     with pytest.raises(RequestError, match=r"store.db: cannot be opened as a store \(unable to open database file\)"):
-        Store(url)
+        Store(sqlite_url)

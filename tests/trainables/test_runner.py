@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from trainables import data, protocol, runner, splits
-from trainables.files import read_checkpoint
+from trainables import data, models, protocol, runner, splits, teachers
+from trainables.files import CheckpointError, read_checkpoint
+from trainables.storage import open_storage
 
 SPLIT = {
     "split_seed": 0,
@@ -122,7 +125,7 @@ def test_forget_keeps_only_the_named_checkpoint(tmp_path: Path) -> None:
     train(request(tmp_path, rungs=[1, 2, 3]))
     train(request(tmp_path, attempt=2))
     keep = tmp_path / "r1" / "attempt-2" / "epoch-0004.pt"
-    runner.forget(tmp_path / "r1", "attempt-2/epoch-0004.pt")
+    runner.forget(str(tmp_path / "r1"), "attempt-2/epoch-0004.pt")
     assert list((tmp_path / "r1").rglob("*.pt")) == [keep]
     assert not (tmp_path / "r1" / "attempt-1").exists()
 
@@ -179,3 +182,81 @@ def test_classes_and_label_noise_are_the_workers_as_they_are_the_drivers(tmp_pat
     running = runner.Runner(request(tmp_path, data=source))
     assert set(dataset.train_labels[running._trainer._train].tolist()) == {0, 1}
     assert running.advance(0.0)["epochs"][0]["test_top1"] >= 0
+
+
+def full_disk(monkeypatch: pytest.MonkeyPatch, which: set[str]) -> None:
+    """Let the writing of checkpoints of these names fail."""
+    folder = type(open_storage("/"))
+    write = folder.write
+
+    def written(self: Any, name: str, *arguments: Any) -> None:
+        if Path(name).name in which:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        write(self, name, *arguments)
+
+    monkeypatch.setattr(folder, "write", written)
+
+
+def test_a_checkpoint_on_the_way_that_cannot_be_written_is_a_warning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runner, "CHECKPOINT_SHARE", 1e9)  # one after each epoch
+    whole = train(request(tmp_path / "whole"))
+    full_disk(monkeypatch, {"epoch-0002.pt"})
+    reports = train(request(tmp_path / "full"))
+    assert metrics(reports) == metrics(whole)
+    assert [bool(report["checkpoint"]) for report in reports] == [True, False, True, True]
+    says = "its checkpoint cannot be written: No space left on device"
+    assert [report["warning"] for report in reports] == [None, says, None, None]
+    assert not any(report["failed"] or report["lost"] for report in reports)
+
+
+@pytest.mark.parametrize(("name", "rungs"), [("epoch-0004.pt", []), ("epoch-0003.pt", [3])])
+def test_a_checkpoint_that_is_needed_and_cannot_be_written_loses_the_attempt(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, rungs: list[int]
+) -> None:
+    whole = train(request(tmp_path / "whole"))
+    with monkeypatch.context() as full:
+        full_disk(full, {name})
+        reports = train(request(tmp_path / "full", rungs=[2, *rungs]))
+    assert reports[-1]["failed"] == "its checkpoint cannot be written: No space left on device"
+    assert (reports[-1]["lost"], reports[-1]["done"], reports[-1]["checkpoint"]) == (True, True, None)
+    last = next(report["checkpoint"] for report in reversed(reports) if report["checkpoint"])
+    again = train(request(tmp_path / "full", attempt=2, resume_from=last))
+    begun = int(Path(last).stem.removeprefix("epoch-"))
+    assert metrics(reports)[:begun] + metrics(again) == metrics(whole)
+
+
+def test_a_worker_without_the_teacher_has_it_from_the_storage(tmp_path: Path) -> None:
+    dataset = data.load("digits")
+    state = models.build("cnn32", 10).state_dict()
+    record = teachers.unmeasured_record("cnn32", dataset, state, trained_on="none", origin="test")
+    teachers.save(tmp_path / "driver", record, state, torch.arange(3))
+    storage = str(tmp_path / "storage")
+    for _ in range(2):
+        teachers.publish(tmp_path / "driver", record.hash, storage)
+    source = {"hash": record.hash, "storage": storage}
+    parameters = {"tau": 4.0, "beta": 0.9, "gamma": 0.1}
+    asked = [
+        request(tmp_path / home, method="kd", parameters=parameters, teacher=source | {"home": str(tmp_path / home)})
+        for home in ("driver", "node")
+    ]
+    here, there = (metrics(train(one)) for one in asked)
+    assert here == there
+    assert teachers.find(tmp_path / "node", record.name) == teachers.find(tmp_path / "driver", record.name)
+    indices = teachers.trained_indices(tmp_path / "node", record.hash)
+    assert indices is not None
+    assert indices.tolist() == [0, 1, 2]
+
+
+def test_a_teacher_that_is_damaged_on_the_storage_is_refused(tmp_path: Path) -> None:
+    dataset = data.load("digits")
+    state = models.build("cnn32", 10).state_dict()
+    record = teachers.unmeasured_record("cnn32", dataset, state, trained_on="none", origin="test")
+    teachers.save(tmp_path / "driver", record, state)
+    teachers.publish(tmp_path / "driver", record.hash, str(tmp_path / "storage"))
+    (weights,) = (tmp_path / "storage").rglob("weights.pt")
+    weights.write_bytes(weights.read_bytes()[:-100])
+    with pytest.raises(CheckpointError, match="truncated, or not a checkpoint"):
+        teachers.fetch(tmp_path / "node", record.hash, str(tmp_path / "storage"))
+    assert teachers.list_records(tmp_path / "node") == []

@@ -1,0 +1,191 @@
+"""Whatever breaks in the middle of a study, it ends with exactly the asked runs, each once and whole.
+
+Every test really does it: processes are killed, nodes are lost, servers restarted. `pytest -m cluster` runs them all.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from study.store import DONE, FAILED, RUNNING, RunRow
+from tests.cluster.conftest import ASKED, EPOCHS, Nodes, Study, epochs
+from tests.servers import Bucket, Postgres
+
+# A method that hangs in the third epoch of its first attempt: forever, and without letting Python's lock go.
+HANGS = """
+import ctypes
+from pathlib import Path
+import torch
+from trainables import objectives
+from trainables.objectives import Method
+
+class Hanging(torch.nn.Module):
+    def forward(self, student_logits, teacher_logits, target, epoch=1):
+        once = Path("FOLDER") / "hung"
+        if epoch == 30 and not once.exists():
+            once.touch()
+            ctypes.PyDLL(None).sleep(600)
+        return objectives.build("ce")(student_logits, teacher_logits, target, epoch)
+
+method = Method("hanging:method", "hangs once", "CE", "-", (), False, Hanging)
+"""
+
+BROKEN = """
+import os
+import torch
+from trainables.objectives import Method
+
+class Broken(torch.nn.Module):
+    def forward(self, student_logits, teacher_logits, target, epoch=1):
+        raise RuntimeError(f"no such disk: sd{os.getpid()}")
+
+method = Method("broken:method", "fails", "-", "-", (), False, Broken)
+"""
+
+Start, Kill = Callable[[], str], Callable[[], None]
+
+pytestmark = [pytest.mark.slow, pytest.mark.cluster, pytest.mark.timeout(600)]
+
+
+def running(runs: list[RunRow]) -> int:
+    return sum(run.state == RUNNING for run in runs if run.stage != "teacher")
+
+
+def in_the_middle(runs: list[RunRow]) -> bool:
+    """Students are being trained, and have been for a while."""
+    return epochs(runs) >= EPOCHS and running(runs) >= 1
+
+
+def a_worker(nodes: Nodes) -> int:
+    return next(worker.pid for node in nodes.nodes for worker in nodes.workers(node))
+
+
+def test_an_undisturbed_study_is_whole(study: Study) -> None:
+    output = study.finish(study.start())
+    study.require_whole()
+    assert all(run.attempt == 1 for run in study.runs())
+    assert "Traceback" not in output
+
+
+def test_a_killed_worker(study: Study, nodes: Nodes) -> None:
+    process = study.start()
+    study.wait_until(in_the_middle, process)
+    os.kill(a_worker(nodes), signal.SIGKILL)
+    study.finish(process)
+    study.require_whole()
+    assert sum(run.losses for run in study.runs()) == 1
+
+
+def test_a_node_that_is_lost_and_one_that_joins(study: Study, nodes: Nodes) -> None:
+    process = study.start("--set", "protocol.epochs=200")
+    study.wait_until(in_the_middle, process)
+    nodes.kill(nodes.nodes[0])
+    study.wait_until(lambda runs: sum(run.losses for run in runs) >= 1, process)
+    nodes.add()
+    study.wait_until(lambda runs: running(runs) == 2, process)
+    study.finish(process)
+    study.require_whole()
+
+
+def test_a_killed_driver_goes_on_at_once(study: Study) -> None:
+    process = study.start()
+    study.wait_until(in_the_middle, process)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    assert any(run.state == RUNNING for run in study.runs())
+    study.finish(study.start())
+    study.require_whole()
+
+
+@pytest.mark.full
+def test_a_second_driver_is_refused_and_told_whose_the_study_is(study: Study) -> None:
+    process = study.start()
+    study.wait_until(in_the_middle, process)
+    second = study.start()
+    said = study.finish(second, code=2)
+    assert f"study faults is being run already, by process {process.pid} on" in said
+    assert said.count("\n") == 1, said
+    study.finish(process)
+    study.require_whole()
+    assert all(run.attempt == 1 for run in study.runs())
+
+
+def test_a_store_that_is_restarted(study: Study, postgres: Postgres) -> None:
+    process = study.start()
+    study.wait_until(in_the_middle, process)
+    postgres.stop()
+    with pytest.raises(subprocess.TimeoutExpired):
+        process.wait(5)  # it waits too
+    postgres.start()
+    study.finish(process)
+    study.require_whole()
+    assert {run.state for run in study.runs()} == {DONE}
+
+
+@pytest.mark.full
+def test_a_tracker_that_is_down_in_the_middle(tmp_path: Path, study: Study, server: tuple[Start, Kill]) -> None:
+    start, kill = server
+    study.environment["MLFLOW_TRACKING_URI"] = start()
+    process = study.start()
+    study.wait_until(in_the_middle, process)
+    kill()
+    study.wait_until(lambda runs: sum(run.state == DONE for run in runs) >= 5, process)
+    start()
+    study.finish(process)
+    study.require_whole()
+
+
+@pytest.mark.full
+def test_a_run_that_hangs_is_ended_and_goes_on_from_its_checkpoint(study: Study) -> None:
+    (study.folder / "hanging.py").write_text(HANGS.replace("FOLDER", str(study.folder)))
+    changes = ["--set", "methods={hanging:method: {}, kd: {}}", "--set", "budget.epoch_minutes=0.1"]
+    study.finish(study.start(*changes, "--set", "seeds=1"))
+    study.require_whole(asked=3)
+    (hung,) = [run for run in study.runs() if run.method == "hanging:method"]
+    assert (hung.losses, hung.attempt) == (1, 2)
+    log = (study.folder / "home" / "logs" / "faults.log").read_text()
+    assert "no epoch in 0.1 minutes (budget.epoch_minutes)" in log
+
+
+@pytest.mark.full
+def test_the_same_failure_again_and_again_stops_the_study(study: Study) -> None:
+    (study.folder / "broken.py").write_text(BROKEN)
+    changes = ["--set", "methods={broken:method: {}}", "--set", "budget.same_failures=3", "--set", "seeds=8"]
+    output = study.finish(study.start(*changes), code=1)
+    assert "the last 3 runs failed alike: RuntimeError: no such disk: sd" in " ".join(output.split())
+    runs = [run for run in study.runs() if run.method == "broken:method"]
+    assert 3 <= sum(run.state == FAILED for run in runs) <= 4
+    assert running(runs) == 0
+
+
+@pytest.mark.full
+def test_a_bucket_that_answers_nobody_for_a_while(study: Study, buckets: Bucket) -> None:
+    study.environment |= {"KDSTUDY_STORAGE": "s3://kdstudy/faults"}
+    process = study.start("--set", "protocol.epochs=120")
+    study.wait_until(in_the_middle, process)
+    buckets.pause()
+    with pytest.raises(subprocess.TimeoutExpired):
+        process.wait(30)
+    buckets.resume()
+    study.finish(process)
+    study.require_whole()
+    assert "s3://" not in " ".join(str(path) for path in (study.folder / "home").rglob("*.pt"))
+
+
+@pytest.mark.full
+def test_a_stop_from_elsewhere_and_the_same_command_again(study: Study) -> None:
+    process = study.start()
+    study.wait_until(in_the_middle, process)
+    status = study.call("status", "faults")
+    assert f"driven by process {process.pid}" in status.stdout
+    assert study.call("stop", "faults").returncode == 0
+    study.finish(process, code=130)
+    assert len(study.runs()) == ASKED
+    study.finish(study.start())
+    study.require_whole()
