@@ -396,6 +396,39 @@ def retry(study: StudyArgument) -> None:
 
 
 @app.command()
+def gc(
+    yes: Annotated[bool, typer.Option("--yes", help="Free it; without this it is only said.")] = False,
+    failed: Annotated[bool, typer.Option("--failed", help="The checkpoints of failed runs too.")] = False,
+    finished: Annotated[
+        bool, typer.Option("--finished", help="Those of finished runs too; `export` then has nothing to write.")
+    ] = False,
+) -> None:
+    """Say what this home no longer needs, and free it with --yes.
+
+    The last checkpoint of every run that a study has stays, unless --failed or --finished say otherwise. Stored logits
+    are another matter: `kdstudy logits list` and `drop`.
+    """
+    from study import gc as garbage
+
+    home, store = _open()
+    with store.opened():
+        try:
+            found = garbage.find(home, store, failed=failed, finished=finished)
+            for kind in found if yes else ():
+                kind.remove()
+        except OSError as error:
+            raise RequestError(f"KDSTUDY_STORAGE: {error}") from None
+    table = printing.table_of("what", ">how many", ">MB")
+    for kind in found:
+        table.add_row(kind.what, f"{kind.count:,}", "?" if kind.bytes is None else f"{kind.bytes / 1e6:,.1f}")
+    if not found:
+        out.print("There is nothing that is not needed.")
+        return
+    out.print(table)
+    out.print("All of it is gone." if yes else f"Free it with: {printing.command()} gc --yes")
+
+
+@app.command()
 def sync(
     study: Annotated[str | None, typer.Argument(metavar="[STUDY]", help="One study; by default all.")] = None,
 ) -> None:
