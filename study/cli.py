@@ -351,9 +351,14 @@ def status(
 
 
 @app.command()
-def show(run_id: Annotated[str, typer.Argument(metavar="RUN", help="A run's id, or the beginning of it.")]) -> None:
-    """Show one run: what it is made of, and how it went."""
-    _, store = _open()
+def show(
+    run_id: Annotated[str, typer.Argument(metavar="RUN", help="A run's id, or the beginning of it.")],
+    log: Annotated[bool, typer.Option("--log", help="All of its log, rather than the end.")] = False,
+) -> None:
+    """Show one run: what it is made of, how it went, and what its driver heard of it."""
+    from study import runlog
+
+    home, store = _open()
     with store.opened():
         found = store.find_runs(run_id)
         ids = sorted({run.run_id for _, run in found})
@@ -362,6 +367,7 @@ def show(run_id: Annotated[str, typer.Argument(metavar="RUN", help="A run's id, 
         if len(ids) > 1:
             raise RequestError(f"{run_id!r} begins {len(ids)} runs: {', '.join(ids[:4])} …; give more of the id")
         printing.print_run(found, store.history(ids[0]))
+        printing.print_log(runlog.read(home, ids[0]), whole=log)
 
 
 @app.command()
