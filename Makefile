@@ -17,10 +17,10 @@ test: setup lint  ## lint, types, import arrows, and every test that this machin
 test-quick: setup  ## the tests that take seconds
 	pytest -q -n 2 -m "not slow"
 
-test-cluster: setup  ## every fault on Ray nodes; on Debian as root it installs the servers that it needs
+test-cluster: setup  ## every fault on Ray nodes; on Debian as root it installs PostgreSQL
 	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
-		command -v redis-server >/dev/null && ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 \
-			|| { apt-get update -q && apt-get install -q -y --no-install-recommends postgresql redis-server; }; \
+		ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 \
+			|| { apt-get update -q && apt-get install -q -y --no-install-recommends postgresql; }; \
 	fi
 	pytest -q -m cluster
 
