@@ -17,16 +17,15 @@ test: setup lint  ## lint, types, import arrows, and every test that this machin
 test-quick: setup  ## the tests that take seconds
 	pytest -q -n 2 -m "not slow"
 
-test-cluster: setup  ## every fault on Ray nodes; on Debian as root it installs the servers that it needs
+test-cluster: setup  ## every fault on Ray nodes; on Debian as root it installs PostgreSQL
 	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
-		command -v redis-server >/dev/null && ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 \
-			|| { apt-get update -q && apt-get install -q -y --no-install-recommends postgresql redis-server; }; \
+		ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 \
+			|| { apt-get update -q && apt-get install -q -y --no-install-recommends postgresql; }; \
 	fi
 	pytest -q -m cluster
 
-audit: setup  ## known holes in the pinned versions; needs the public database of them
-	pip-audit --requirement constraints.txt --no-deps --disable-pip --progress-spinner off \
-		|| { [ $$? -eq 1 ] && exit 1; echo "The database cannot be reached from here: nothing was checked."; }
+audit: setup  ## known holes in the pinned versions, from the public database of them; it says what it could not check
+	pip-audit --requirement constraints.txt --no-deps --disable-pip --progress-spinner off
 
 lint: setup
 	ruff check .

@@ -33,6 +33,8 @@ from benchmarks.fidelity import Setting
 from benchmarks.measuring import Table
 from trainables import data, engine, objectives, protocol, splits, teachers
 from trainables.logits import LogitStore, key_of
+from trainables.pipeline import Pipeline
+from trainables.teaching import Teaching
 
 FOLDER = Path("docs/results/precision")
 MARGIN = 0.5  # percentage points: most of what the papers find between methods is less, none of it much less
@@ -222,9 +224,6 @@ def of_logits(setting: Setting) -> Table:
     """What half precision does to the teacher's logits and to the losses on them, on one batch of 256 views."""
     images = setting.split.train[:256]
     target = setting.dataset.train_labels[images]
-    from trainables.pipeline import Pipeline
-    from trainables.teaching import Teaching
-
     recipe = protocol.resolve(setting.base, setting.student)
     pipeline = Pipeline(setting.dataset, recipe)
     teaching = Teaching(setting.teacher, pipeline, None)

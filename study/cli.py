@@ -351,9 +351,14 @@ def status(
 
 
 @app.command()
-def show(run_id: Annotated[str, typer.Argument(metavar="RUN", help="A run's id, or the beginning of it.")]) -> None:
-    """Show one run: what it is made of, and how it went."""
-    _, store = _open()
+def show(
+    run_id: Annotated[str, typer.Argument(metavar="RUN", help="A run's id, or the beginning of it.")],
+    log: Annotated[bool, typer.Option("--log", help="All of its log, rather than the end.")] = False,
+) -> None:
+    """Show one run: what it is made of, how it went, and what its driver heard of it."""
+    from study import runlog
+
+    home, store = _open()
     with store.opened():
         found = store.find_runs(run_id)
         ids = sorted({run.run_id for _, run in found})
@@ -362,6 +367,7 @@ def show(run_id: Annotated[str, typer.Argument(metavar="RUN", help="A run's id, 
         if len(ids) > 1:
             raise RequestError(f"{run_id!r} begins {len(ids)} runs: {', '.join(ids[:4])} …; give more of the id")
         printing.print_run(found, store.history(ids[0]))
+        printing.print_log(runlog.read(home, ids[0]), whole=log)
 
 
 @app.command()
@@ -393,6 +399,39 @@ def retry(study: StudyArgument) -> None:
         store.request(study, "retry")
         then = "its driver takes them up" if is_driven(home, store, study) else f"now: kdstudy run {study}"
     out.print(f"{failed} failed runs of {study} will begin again; {then}.")
+
+
+@app.command()
+def gc(
+    yes: Annotated[bool, typer.Option("--yes", help="Free it; without this it is only said.")] = False,
+    failed: Annotated[bool, typer.Option("--failed", help="The checkpoints of failed runs too.")] = False,
+    finished: Annotated[
+        bool, typer.Option("--finished", help="Those of finished runs too; `export` then has nothing to write.")
+    ] = False,
+) -> None:
+    """Say what this home no longer needs, and free it with --yes.
+
+    The last checkpoint of every run that a study has stays, unless --failed or --finished say otherwise. Stored logits
+    are another matter: `kdstudy logits list` and `drop`.
+    """
+    from study import gc as garbage
+
+    home, store = _open()
+    with store.opened():
+        try:
+            found = garbage.find(home, store, failed=failed, finished=finished)
+            for kind in found if yes else ():
+                kind.remove()
+        except OSError as error:
+            raise RequestError(f"KDSTUDY_STORAGE: {error}") from None
+    table = printing.table_of("what", ">how many", ">MB")
+    for kind in found:
+        table.add_row(kind.what, f"{kind.count:,}", "?" if kind.bytes is None else f"{kind.bytes / 1e6:,.1f}")
+    if not found:
+        out.print("There is nothing that is not needed.")
+        return
+    out.print(table)
+    out.print("All of it is gone." if yes else f"Free it with: {printing.command()} gc --yes")
 
 
 @app.command()

@@ -20,6 +20,7 @@ from statistics import fmean
 from typing import Any
 
 from search_spaces.spaces import MethodSpace, Value
+from study import runlog
 from study.plan import ABLATION, FINAL, SEARCH, TEACHER, Plan, RunPlan
 from study.search import PointSearch, open_storage
 from study.standing import Point, Standing
@@ -348,6 +349,8 @@ class Driver:
             self._runs_started += attempt == 1 and run.stage != TEACHER
             search = self._searches.get((run.pair, run.method)) if run.screening else None
             log.info("run %s attempt %d: %s %s seed %d", run.run_id, attempt, run.method, run.parameters, run.seed)
+            begun = f"{run.method} {run.parameters} seed {run.seed}, from {run.checkpoint or 'the beginning'}"
+            runlog.write(self.plan.home, run.run_id, attempt, begun)
             return self.plan.request(
                 run,
                 attempt,
@@ -512,6 +515,7 @@ class Driver:
         if not recorded:
             del self._flight[run_id]
             return True
+        runlog.write(self.plan.home, run_id, attempt, runlog.of_report(report))
         self._device_seconds += report["device_seconds"]
         self._heard[run_id] = time.monotonic()
         if report.get("out_of_memory") and self.make_room():
@@ -592,6 +596,7 @@ class Driver:
             reason = f"no epoch in {minutes:g} minutes (budget.epoch_minutes)"
         losses = self.store.run(self.study, run_id).losses + 1
         log.warning("run %s attempt %d was lost: %s", run_id, attempt, reason)
+        runlog.write(self.plan.home, run_id, attempt, f"lost: {reason}")
         if losses >= MAX_LOSSES:
             self._end(run, attempt, FAILED, f"lost {losses} times; the last time: {reason}")
             return

@@ -33,6 +33,9 @@ log = logging.getLogger("kdstudy.launcher")
 CHUNK = 200
 # How often the cluster is asked for its nodes.
 _LOOK_SECONDS = 2.0
+# A run that waits so long for a worker, at so many looks with room for it, waits for nothing.
+STUCK_SECONDS = 60.0
+_STUCK_LOOKS = 3
 
 # Where nobody says how many runs share a GPU, at most so many.
 MOST_RUNS_A_GPU = 16
@@ -244,6 +247,28 @@ class _Room:
         self.slots = _slots_of_cluster(machine) if machine.joined else lambda: machine.concurrency
         """How many runs there is room for at this moment."""
         self.next = machine
+        self.waiting: dict[str, float] = {}  # Tune's trials that no worker has begun: since when
+        self._looked = time.monotonic()
+        self._free = 0  # looks, one after the other, that found room for a run that waits
+
+    def stuck(self) -> bool:
+        """Whether a run waits for a worker though there is room for one, so that the experiment should begin anew.
+
+        Ray may forget a worker that it was asked for, when its head is lost and another takes its place.
+        """
+        now = time.monotonic()
+        since = min(self.waiting.values(), default=now)
+        if not self.machine.joined or now - since < STUCK_SECONDS or now - self._looked < _LOOK_SECONDS:
+            return False
+        import ray
+
+        self._looked, there = now, ray.available_resources()
+        fits = there.get("CPU", 0.0) >= self.machine.cpus and there.get("GPU", 0.0) >= self.machine.gpus
+        self._free = self._free + 1 if fits else 0
+        if self._free < _STUCK_LOOKS:
+            return False
+        log.warning("a run has waited for %.0f s for a worker that there is room for: beginning anew", now - since)
+        return True
 
     @property
     def changes(self) -> bool:
@@ -291,7 +316,8 @@ def _experiment(driver: Driver, room: _Room, scratch: Path) -> None:
             name=driver.study,
             storage_path=str(scratch.parent),
             verbose=0,
-            stop=_stopper(driver),
+            stop=_stopper(driver, room),
+            callbacks=[_begun(room)],
             failure_config=tune.FailureConfig(max_failures=0),
         ),
     )
@@ -320,12 +346,14 @@ def _searcher(driver: Driver, room: _Room) -> Any:
             request = driver.next_request()
             if request is not None:
                 self._requests[trial_id] = request["run_id"], request["attempt"]
+                room.waiting[trial_id] = time.monotonic()
                 return {"request": request}
             # FINISHED is final, so it is said only when nothing can come back and be queued again.
             return Searcher.FINISHED if driver.finished else None
 
         def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
             run_id, attempt = self._requests[trial_id]
+            room.waiting.pop(trial_id, None)
             if error:
                 driver.on_lost(run_id, attempt, "its worker died")
             elif result and "report" in result:
@@ -357,17 +385,29 @@ def _scheduler(driver: Driver) -> Any:
     return StudyScheduler()
 
 
-def _stopper(driver: Driver) -> Any:
+def _begun(room: _Room) -> Any:
+    from ray.tune import Callback
+
+    class Begun(Callback):
+        """Hears that a worker has begun a run."""
+
+        def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+            room.waiting.pop(trial.trial_id, None)
+
+    return Begun()
+
+
+def _stopper(driver: Driver, room: _Room) -> Any:
     from ray.tune import Stopper
 
     class StudyStopper(Stopper):
-        """Ends the experiment at once when the study is stopping; runs go on from their checkpoints later."""
+        """Ends the experiment at once when the study is stopping, or stuck; runs go on from their checkpoints."""
 
         def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
             return False
 
         def stop_all(self) -> bool:
-            return driver.stopping is not None
+            return driver.stopping is not None or room.stuck()
 
     return StudyStopper()
 

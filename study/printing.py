@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from trainables.logits import Stored
     from trainables.teachers import TeacherRecord
 
+_LOG_LINES = 8
+
 out = Console(highlight=False)
 
 
@@ -165,6 +167,18 @@ def print_logits(found: list[Stored], names: dict[str, str]) -> None:
         )
     out.print(table)
     out.print(f"{sum(one.bytes for one in found) / 1e6:,.1f} MB in all. MB grow to full as more views are met.")
+
+
+def print_log(said: str | None, *, whole: bool) -> None:
+    """A run's log, or its last lines."""
+    if said is None:
+        out.print("Its log is not on this host; its MLflow run has it as run.log when it has ended.")
+        return
+    lines = said.splitlines()
+    part = "" if whole or len(lines) <= _LOG_LINES else f", the last {_LOG_LINES} of {len(lines)} lines (--log: all)"
+    out.print(f"log{part}:")
+    for line in lines if whole else lines[-_LOG_LINES:]:
+        out.print(f"  {line}", markup=False, soft_wrap=True)
 
 
 def print_driver(driver: DriverRow) -> None:

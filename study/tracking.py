@@ -28,7 +28,7 @@ from urllib.parse import urlsplit
 from analysis.collector import uncollected
 from search_spaces import pairs
 from search_spaces.spaces import written
-from study import mlflow_page
+from study import mlflow_page, runlog
 from study.errors import RequestError
 from study.home import Home
 from study.plan import TEACHER, digest
@@ -259,6 +259,8 @@ class Tracker:
         history = self._store.history(run.run_id, after=0 if whole else cursor) if run else []
         if whole and history:
             texts = {**texts, "history.csv": _csv(history)}
+        if whole and run and (said := runlog.read(self._home, run.run_id)):
+            texts = {**texts, "run.log": said}
         if face != shown:
             self._client.log_batch(
                 run_id,

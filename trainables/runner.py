@@ -7,6 +7,7 @@ folder of its attempt, and names the newest in each report: the caller's record 
 from __future__ import annotations
 
 import json
+import socket
 import time
 from contextlib import suppress
 from functools import lru_cache
@@ -152,6 +153,7 @@ class Runner:
             "checkpoint": checkpoint,
             "device_seconds": now - began,
             "device": str(self.request["device"]),
+            "host": socket.gethostname(),
             "done": trainer.done or failed is not None or lost is not None,
             "failed": failed or lost,
             "lost": lost is not None,

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import faulthandler
 import json
+import socket
 import traceback
 from typing import Any
 
@@ -58,6 +59,7 @@ class RunTrainable(tune.Trainable):
                 "checkpoint": None,
                 "device_seconds": 0.0,
                 "device": str(self._request["device"]),
+                "host": socket.gethostname(),
                 "done": True,
                 "failed": f"{type(error).__name__}: {error}",
                 "out_of_memory": is_out_of_memory(error),

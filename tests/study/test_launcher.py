@@ -186,3 +186,57 @@ def test_through_ray_runs_without_memory_end_on_larger_shares(
     assert sorted(run.attempt for run in runs) == [1, 1, 1, 2]
     assert all(run.losses == 0 for run in runs)
     assert all([row["epoch"] for row in simulation.store.history(run.run_id)] == [1, 2, 3, 4] for run in runs)
+
+
+def test_an_experiment_is_stuck_where_a_run_waits_though_there_is_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    import ray
+
+    there, clock = {"CPU": 0.0}, [1000.0]
+    monkeypatch.setattr(ray, "available_resources", lambda: there)
+    monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 2.0})
+    monkeypatch.setattr(launcher.time, "monotonic", lambda: clock[0])
+
+    def looks(room: launcher._Room, seconds: float) -> bool:
+        found = []
+        for _ in range(int(seconds)):
+            clock[0] += 1.0
+            found.append(room.stuck())
+        return any(found)
+
+    room = launcher._Room(Machine("cpu", 100, cpus=1.0, gpus=0.0, joined=True))
+    assert room.slots() == 2
+    assert not looks(room, 300)  # nothing waits
+    room.waiting["a"] = clock[0]
+    assert not looks(room, 300)  # the cluster is full
+    there["CPU"] = 1.0
+    assert looks(room, 10)
+    there["CPU"] = 0.0
+    assert not looks(room, 10)
+    room.waiting["b"] = clock[0]
+    del room.waiting["a"]
+    there["CPU"] = 2.0
+    assert not looks(room, launcher.STUCK_SECONDS - 2)  # a worker may take a while to start
+    alone = launcher._Room(Machine("cpu", 2, cpus=1.0, gpus=0.0))
+    alone.waiting["a"] = clock[0]
+    assert not looks(alone, 300)  # a Ray of this process's own is not lost without it
+
+
+@pytest.mark.parametrize(
+    ("machine", "resources", "runs"),
+    [
+        (Machine("cpu", 10_000, cpus=1.0, gpus=0.0, joined=True), {"CPU": 5.0}, 5),
+        (Machine("cpu", 3, cpus=1.0, gpus=0.0, joined=True), {"CPU": 5.0}, 3),
+        (Machine("cpu", 10_000, cpus=1.0, gpus=0.0, joined=True), {}, 1),
+        (Machine("cuda", 10_000, cpus=1.0, gpus=1.0, joined=True), {"CPU": 32.0, "GPU": 4.0}, 4),
+        (Machine("cuda", 10_000, cpus=1.0, gpus=0.25, joined=True), {"CPU": 32.0, "GPU": 2.0}, 8),
+        (Machine("cuda", 10_000, cpus=1.0, gpus=0.25, joined=True), {"CPU": 3.0, "GPU": 2.0}, 3),
+        (Machine("cuda", 4, cpus=1.0, gpus=0.25, joined=True), {"CPU": 32.0, "GPU": 2.0}, 4),
+    ],
+)
+def test_a_cluster_has_room_for_as_many_runs_as_it_has_devices_and_the_study_may_have(
+    monkeypatch: pytest.MonkeyPatch, machine: Machine, resources: dict[str, float], runs: int
+) -> None:
+    import ray
+
+    monkeypatch.setattr(ray, "cluster_resources", lambda: resources)
+    assert launcher._Room(machine).slots() == runs
