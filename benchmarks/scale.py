@@ -60,6 +60,7 @@ ONCE = (
     "analysis.load_runs",
     "analysis.load_history",
     "analysis.load_studies",
+    "analysis.write_report",
 )
 
 
@@ -195,12 +196,15 @@ def track(clock: Clock, points: int) -> None:
 
 
 def load(clock: Clock, points: int) -> None:
-    """Load the study for its report."""
+    """Load the study for its report, and write it."""
     import analysis
 
+    frames = []
     for name in ("load_runs", "load_history", "load_studies"):
         with clock.once(f"analysis.{name}"):
-            getattr(analysis, name)(open_home().tracking_uri, stored.STUDY)
+            frames.append(getattr(analysis, name)(open_home().tracking_uri, stored.STUDY))
+    with clock.once("analysis.write_report"):
+        analysis.write_report(*frames, open_home().report(stored.STUDY))
 
 
 def _fill_lists(clock: Clock, points: int) -> None:

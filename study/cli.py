@@ -196,6 +196,7 @@ def launch(
             if is_driven(home, store, job.study):
                 who = driver.who if (driver := store.driver(job.study)) else "another process"
                 raise RequestError(f"study {job.study} is being run already, by {who}")
+    jobs.publish_teachers(resolved, home)
     jobs.submit(job)
     out.print(f"Launched {job.study} as {job.submission}.", soft_wrap=True)
     if not follow:
@@ -833,14 +834,14 @@ def _load(source: str, overrides: list[str] | None) -> Spec:
 @contextmanager
 def _planned(spec: Spec, device: str | None, concurrency: int | None) -> Iterator[tuple[Plan, Store | None, Machine]]:
     """A study that may not have begun: its plan, the store where there is one, and what its runs may use here."""
-    from study import launcher
+    from study import launcher, sharing
     from study.home import open_home
     from study.plan import Plan
     from study.store import Store
 
     home = open_home()
-    machine = launcher.this_machine(device, concurrency)
     plan = Plan(spec, home)
+    machine = launcher.this_machine(device, concurrency, lambda: sharing.runs_a_gpu(plan))
     with Store(home.store_url).opened() if home.has_store else nullcontext() as store:
         yield plan, store, machine
 

@@ -25,6 +25,7 @@ from urllib.parse import urlsplit
 
 from study.database import is_sqlite, without_password
 from study.errors import RequestError
+from study.home import Home
 from study.launcher import quiet, require_token
 from study.spec import Spec
 
@@ -208,6 +209,30 @@ def submit(job: Job) -> None:
             )
         except RuntimeError as error:
             raise RequestError(f"--address: the cluster refuses the job: {_first_line(error)}") from None
+
+
+def publish_teachers(spec: Spec, home: Home) -> list[str]:
+    """Put the teachers that a spec names and this home has where the nodes find them; their names.
+
+    Raises:
+        RequestError: the storage does not take them.
+    """
+    named = {spec.teacher_of(pair).checkpoint for pair in spec.pairs} - {None}
+    if not named or not os.environ.get("KDSTUDY_STORAGE"):
+        return []
+    from trainables import teachers
+    from trainables.files import CheckpointError
+
+    published = []
+    for reference in sorted(map(str, named)):
+        try:
+            teachers.publish(home.root, reference, home.storage)
+        except CheckpointError:
+            continue  # not ours: the cluster may have it
+        except OSError as error:
+            raise RequestError(f"KDSTUDY_STORAGE: {error}") from None
+        published.append(reference)
+    return published
 
 
 def _client(address: str) -> Any:

@@ -439,8 +439,7 @@ def fetch(home: Path | str, reference: str, storage: str) -> None:
         CheckpointError: a record on the storage is damaged.
         OSError: the storage does not answer.
     """
-    known = {name for record in list_records(home) for name in (record.name, record.hash)}
-    if _is_home(home, storage) or any(name.startswith(reference) for name in known):
+    if _is_home(home, storage) or any(_means(reference, record) for record in list_records(home)):
         return
     there = open_storage(below(storage, _FOLDER))
     for name in there.names():
@@ -450,8 +449,12 @@ def fetch(home: Path | str, reference: str, storage: str) -> None:
             record = _record(json.loads(there.read(name)))
         except (ValueError, KeyError, TypeError) as error:
             raise CheckpointError(f"{storage}/{_FOLDER}/{name} is damaged ({error}): publish it again") from None
-        if reference == record.name or (len(reference) >= 4 and record.hash.startswith(reference)):
+        if _means(reference, record):
             _bring(home, record, below(storage, _FOLDER, name.rpartition("/")[0]))
+
+
+def _means(reference: str, record: TeacherRecord) -> bool:
+    return reference == record.name or (len(reference) >= 4 and record.hash.startswith(reference))
 
 
 def _bring(home: Path | str, record: TeacherRecord, address: str) -> None:

@@ -193,9 +193,9 @@ class Study:
         with Store(self.store_url).opened() as store:
             yield store
 
-    def runs(self) -> list[RunRow]:
+    def runs(self, name: str = "faults") -> list[RunRow]:
         with self.store() as store:
-            return store.runs("faults") if "faults" in store.study_names() else []
+            return store.runs(name) if name in store.study_names() else []
 
     def driven(self) -> bool:
         from study.home import open_home
@@ -215,6 +215,12 @@ class Study:
                 raise AssertionError(process.stdout.read() if process.stdout else "")
             time.sleep(0.2)
         raise AssertionError(f"never so: {[(run.run_id, run.state, run.epoch) for run in self.runs()]}")
+
+    def note_recovery(self, what: str, seconds: float) -> None:
+        """Keep how long it took, in the file that `KDSTUDY_RECOVERY` names, for docs/reliability.md."""
+        if name := os.environ.get("KDSTUDY_RECOVERY"):
+            with Path(name).open("a", encoding="utf-8") as stream:
+                stream.write(f"{what}: {seconds:.1f} s\n")
 
     def require_whole(self, asked: int = ASKED) -> None:
         """Exactly the asked runs, each done once and with every epoch, and MLflow as the store is."""
@@ -262,6 +268,11 @@ def study(tmp_path: Path, nodes: Nodes, postgres: Postgres, monkeypatch: pytest.
     monkeypatch.setenv("KDSTUDY_HOME", str(tmp_path / "home"))
     url = check_url("KDSTUDY_STORE", postgres.create(f"faults-{uuid.uuid4().hex}"))
     return Study(tmp_path, nodes, url, postgres.password_file)
+
+
+def begun_again(runs: list[RunRow]) -> bool:
+    """Some run is at its second attempt."""
+    return any(run.attempt > 1 for run in runs)
 
 
 def epochs(runs: list[RunRow]) -> int:

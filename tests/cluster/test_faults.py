@@ -8,13 +8,14 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from study.store import DONE, FAILED, RUNNING, RunRow
-from tests.cluster.conftest import ASKED, EPOCHS, Nodes, Study, epochs
+from tests.cluster.conftest import ASKED, EPOCHS, Nodes, Study, begun_again, epochs
 from tests.servers import Bucket, Postgres
 
 # A method that hangs in the third epoch of its first attempt: forever, and without letting Python's lock go.
@@ -77,6 +78,7 @@ def test_a_killed_worker(study: Study, nodes: Nodes) -> None:
     process = study.start()
     study.wait_until(in_the_middle, process)
     os.kill(a_worker(nodes), signal.SIGKILL)
+    study.note_recovery("a worker is killed", study.wait_until(begun_again, process))
     study.finish(process)
     study.require_whole()
     assert sum(run.losses for run in study.runs()) == 1
@@ -86,9 +88,10 @@ def test_a_node_that_is_lost_and_one_that_joins(study: Study, nodes: Nodes) -> N
     process = study.start("--set", "protocol.epochs=200")
     study.wait_until(in_the_middle, process)
     nodes.kill(nodes.nodes[0])
-    study.wait_until(lambda runs: sum(run.losses for run in runs) >= 1, process)
+    lost = study.wait_until(lambda runs: sum(run.losses for run in runs) >= 1, process)
+    study.note_recovery("a node is lost", lost + study.wait_until(begun_again, process))
     nodes.add()
-    study.wait_until(lambda runs: running(runs) == 2, process)
+    study.note_recovery("a node joins", study.wait_until(lambda runs: running(runs) == 2, process))
     study.finish(process)
     study.require_whole()
 
@@ -99,7 +102,9 @@ def test_a_killed_driver_goes_on_at_once(study: Study) -> None:
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
     assert any(run.state == RUNNING for run in study.runs())
-    study.finish(study.start())
+    again = study.start()
+    study.note_recovery("the driver is killed", study.wait_until(begun_again, again))
+    study.finish(again)
     study.require_whole()
 
 
@@ -123,6 +128,8 @@ def test_a_store_that_is_restarted(study: Study, postgres: Postgres) -> None:
     with pytest.raises(subprocess.TimeoutExpired):
         process.wait(5)  # it waits too
     postgres.start()
+    before = epochs(study.runs())
+    study.note_recovery("the store is restarted", study.wait_until(lambda runs: epochs(runs) > before, process))
     study.finish(process)
     study.require_whole()
     assert {run.state for run in study.runs()} == {DONE}
@@ -173,6 +180,9 @@ def test_a_bucket_that_answers_nobody_for_a_while(study: Study, buckets: Bucket)
     with pytest.raises(subprocess.TimeoutExpired):
         process.wait(30)
     buckets.resume()
+    done = sum(run.state == DONE for run in study.runs())
+    going = study.wait_until(lambda runs: sum(run.state == DONE for run in runs) > done, process)
+    study.note_recovery("the bucket answers again", going)
     study.finish(process)
     study.require_whole()
     assert "s3://" not in " ".join(str(path) for path in (study.folder / "home").rglob("*.pt"))
@@ -189,3 +199,27 @@ def test_a_stop_from_elsewhere_and_the_same_command_again(study: Study) -> None:
     assert len(study.runs()) == ASKED
     study.finish(study.start())
     study.require_whole()
+
+
+@pytest.mark.full
+def test_two_studies_share_the_nodes_each_within_its_cap_and_one_is_stopped(study: Study) -> None:
+    seeds = {"one": "[1, 2]", "two": "[3, 4]"}
+    drivers = {
+        name: study.start("--max-devices", "1", "--set", f"name={name}", "--set", f"seeds={seeds[name]}")
+        for name in seeds
+    }
+    together, stopped, give_up = 0, False, time.monotonic() + 240
+    while drivers["two"].poll() is None:
+        assert time.monotonic() < give_up
+        at_work = {name: sum(run.state == RUNNING and run.owner == name for run in study.runs(name)) for name in seeds}
+        assert max(at_work.values()) <= 1, at_work
+        together += sum(at_work.values()) == 2
+        if not stopped and epochs(study.runs("one")) >= EPOCHS:
+            stopped = study.call("stop", "one").returncode == 0
+        time.sleep(0.2)
+    study.finish(drivers["one"], code=130)
+    study.finish(drivers["two"])
+    assert together > 0
+    assert {run.state for run in study.runs("two")} == {DONE}
+    assert not any(run.state == RUNNING for run in study.runs("one"))
+    assert study.call("status", "one").stdout.count("stopped") == 1

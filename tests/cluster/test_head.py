@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from study.database import check_url
-from tests.cluster.conftest import Nodes, Study
+from tests.cluster.conftest import Nodes, Study, begun_again
 from tests.cluster.test_faults import in_the_middle
 from tests.servers import Postgres
 
@@ -34,7 +34,9 @@ def test_without_redis_the_same_command_goes_on(
         nodes.start_head()
         nodes.add()
         nodes.add()
-        study.finish(study.start("--set", "protocol.epochs=120"))
+        again = study.start("--set", "protocol.epochs=120")
+        study.note_recovery("the head is started again", study.wait_until(begun_again, again))
+        study.finish(again)
         study.require_whole()
         assert any(run.attempt > 1 for run in study.runs())
     finally:

@@ -9,8 +9,10 @@ import pytest
 
 from study import jobs
 from study.errors import RequestError
-from tests.study.given import Command
+from study.home import open_home
+from tests.study.given import Command, keep_teacher
 from tests.study.simulation import spec_of
+from trainables import teachers
 
 ADDRESS = "http://head:8265"
 
@@ -146,6 +148,22 @@ def test_a_dry_run_shows_what_would_be_sent(kdstudy: Command, monkeypatch: pytes
     ):
         assert line in answer.out, line
     assert "hidden" not in answer.out
+
+
+def test_teachers_that_this_home_has_are_put_where_the_nodes_find_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record = keep_teacher()
+    here = spec_of(methods={"kd": {}}, teacher={"checkpoint": "given"})
+    assert jobs.publish_teachers(here, open_home()) == []  # no storage that others see
+    monkeypatch.setenv("KDSTUDY_STORAGE", str(tmp_path / "shared"))
+    assert jobs.publish_teachers(here, open_home()) == ["given"]
+    assert jobs.publish_teachers(spec_of(methods={"kd": {}}, teacher={"checkpoint": "other"}), open_home()) == []
+    assert jobs.publish_teachers(spec_of(), open_home()) == []
+    for reference in ("gi", "given"):  # the first is the beginning of a name, and no name
+        teachers.fetch(tmp_path / "node", reference, str(tmp_path / "shared"))
+        assert len(teachers.list_records(tmp_path / "node")) == (reference == "given")
+    assert teachers.find(tmp_path / "node", record.hash) == record
 
 
 def test_nobody_at_the_address_is_one_line(kdstudy: Command, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -173,3 +173,10 @@ def test_a_users_own_study_and_analysis_folders_shadow_nothing_in_driver_or_work
     command = Command(folder, epochs=2, environment={"PYTHONPATH": "."})
     output = command.finish()
     assert "5 of 5 runs done" in output
+
+
+def test_a_run_beside_another_ends_as_it_does_alone(tmp_path: Path, undisturbed: dict[str, Any]) -> None:
+    alone = Command(tmp_path / "alone")
+    alone.arguments[-1] = "1"  # run at a time, rather than two
+    alone.finish()
+    assert alone.outcome() == undisturbed
