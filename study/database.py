@@ -129,6 +129,10 @@ def connect_arguments(url: str) -> dict[str, Any]:
 
 def make_engine(url: str) -> sa.Engine:
     """An engine whose transactions, where they are marked `kdstudy_write`, come one after the other."""
+    # MLflow and Optuna import this when they are used first, in a thread of its own and in the middle of a study; a
+    # statement that another thread builds at that moment finds it half made and fails.
+    import sqlalchemy.orm  # noqa: F401
+
     engine = sa.create_engine(url, connect_args=connect_arguments(url), pool_pre_ping=not is_sqlite(url))
     if is_sqlite(url):
         sa.event.listen(engine, "connect", _configure_sqlite)
