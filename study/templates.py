@@ -41,7 +41,7 @@ search: {{sampler: grid, pruner: none}}
 
 seeds: 3                   # a number, or a list
 budget: {{runs: null, hours: null, device_hours: null}}
-# budget: {{run_hours: 12, epoch_minutes: 60, same_failures: 5}}   # a run that takes too long, hangs, or fails as others did
+# budget: {{run_hours: 12, epoch_minutes: 60, same_failures: 5}}   # limits of a run, and of runs that fail alike
 """
 
 

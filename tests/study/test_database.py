@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -149,3 +151,11 @@ def test_a_store_outlives_a_restart_of_its_server_and_so_does_the_lock(postgres:
         assert other.acquire()
         assert not lock.keep()
         other.release()
+
+
+def test_what_other_threads_would_import_in_the_middle_of_a_study_is_there_when_a_store_is_open(tmp_path: Path) -> None:
+    # Statements that are built while another thread imports it fail: seen with MLflow's first use.
+    opened = f"from study.store import Store; Store('sqlite:///{tmp_path}/s.db')"
+    code = f"{opened}; import sys; print('sqlalchemy.orm' in sys.modules)"
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert said.stdout == "True\n"
