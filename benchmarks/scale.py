@@ -199,12 +199,13 @@ def load(clock: Clock, points: int) -> None:
     """Load the study for its report, and write it."""
     import analysis
 
-    frames = []
+    frames: list[Any] = []
     for name in ("load_runs", "load_history", "load_studies"):
         with clock.once(f"analysis.{name}"):
             frames.append(getattr(analysis, name)(open_home().tracking_uri, stored.STUDY))
     with clock.once("analysis.write_report"):
-        analysis.write_report(*frames, open_home().report(stored.STUDY))
+        runs, history, studies = frames
+        analysis.write_report(runs, history, studies, open_home().report(stored.STUDY))
 
 
 def _fill_lists(clock: Clock, points: int) -> None:

@@ -11,6 +11,7 @@ import hashlib
 import ipaddress
 import json
 import logging
+import math
 import os
 import shlex
 import shutil
@@ -35,6 +36,8 @@ _LEFT_OUT = shutil.ignore_patterns("__pycache__", "*.pyc", "*.egg-info", ".git",
 # Addresses that a job is told, where they are set here and mean something elsewhere.
 _ADDRESSES = ("KDSTUDY_STORE", "MLFLOW_TRACKING_URI", "KDSTUDY_STORAGE", "AWS_ENDPOINT_URL", "MLFLOW_S3_ENDPOINT_URL")
 _METADATA = "kdstudy.study"
+# How long a cluster that was there is waited for by those who follow a job.
+AWAY_SECONDS = 120.0
 # They set levels of their own.
 _CHATTER = ("ray.dashboard.modules.dashboard_sdk", "ray.dashboard.modules.job.sdk")
 
@@ -294,9 +297,18 @@ def follow(address: str, submission: str) -> Iterator[str]:
     Raises:
         RequestError: the cluster does not answer, or does not know the job.
     """
-    seen = 0
+    seen, heard = 0, -math.inf
     while True:
-        client = _client(address)
+        try:
+            client = _client(address)
+            known = _state(_info(client, submission))
+            heard = time.monotonic()
+        except RequestError:
+            # A head that is started again is away for a moment; one that was never there is not waited for.
+            if time.monotonic() - heard > AWAY_SECONDS:
+                raise
+            time.sleep(2)
+            continue
         position = 0  # each connection begins with the first line
         try:
             for text in _tail(client, submission):
@@ -306,8 +318,7 @@ def follow(address: str, submission: str) -> Iterator[str]:
                     seen = position
         except (RuntimeError, OSError):
             pass
-        state = _state(client.get_job_info(submission))
-        if state.over:
+        if known.over:
             # The stream may end before the last lines are in it.
             try:
                 yield client.get_job_logs(submission)[seen:]
@@ -333,8 +344,19 @@ def _tail(client: Any, submission: str) -> Iterator[str]:
 
 
 def state(address: str, submission: str) -> JobState:
-    """How a job stands."""
-    return _state(_client(address).get_job_info(submission))
+    """How a job stands.
+
+    Raises:
+        RequestError: the cluster does not answer, or does not know the job.
+    """
+    return _state(_info(_client(address), submission))
+
+
+def _info(client: Any, submission: str) -> Any:
+    try:
+        return client.get_job_info(submission)
+    except RuntimeError as error:
+        raise RequestError(f"job {submission}: {_first_line(error)}; `kdstudy jobs` lists them") from None
 
 
 def _first_line(error: object) -> str:

@@ -236,9 +236,9 @@ def nodes() -> list[dict[str, Any]]:
 
 
 class _Room:
-    """The memory of the GPUs in one of Tune's experiments.
+    """The room in one of Tune's experiments: how many runs at once, the memory of its GPUs, and who waits for a worker.
 
-    Where a run finds none, it waits for the next experiment, in which half as many share a GPU: Tune cannot change
+    Where a run finds no memory, it waits for the next experiment, in which half as many share a GPU: Tune cannot change
     what a trial has asked for, and those that run now were started with the share that is too small.
     """
 
