@@ -19,11 +19,11 @@ from typing import Any
 import sqlalchemy as sa
 
 from search_spaces.spaces import Value
-from study import tracking
+from study import record, tracking
 from study.home import Home, open_home
 from study.plan import Plan
 from study.search import PointSearch, open_storage
-from study.service import open_study
+from study.service import describe, open_study
 from study.spec import Spec, parse_spec
 from study.store import COMPLETE, DONE, NewRun, PointRow, Store
 from trainables import engine
@@ -69,6 +69,7 @@ def fill(points: int, sampled: bool) -> Spec:
     (space,) = spec.spaces().values()
     with Store(plan.home.store_url).opened() as store:
         open_study(store, spec)
+        store.update_info(STUDY, **describe(plan), versions=record.versions(), hardware=record.hardware())
         search = PointSearch(
             open_storage(store), f"{STUDY}/{pair}/{space.method}", space, spec.search, of_pair.protocol
         )
