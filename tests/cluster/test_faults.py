@@ -63,6 +63,12 @@ def in_the_middle(runs: list[RunRow]) -> bool:
     return epochs(runs) >= EPOCHS and running(runs) >= 1
 
 
+def both_at_work(runs: list[RunRow]) -> bool:
+    """Each node trains a student, and neither is about to end: a worker between two runs has none to lose."""
+    at_work = [run for run in runs if run.stage != "teacher" and run.state == RUNNING]
+    return len(at_work) == 2 and all(5 <= run.epoch <= run.epochs // 2 for run in at_work)
+
+
 def a_worker(nodes: Nodes) -> int:
     return next(worker.pid for node in nodes.nodes for worker in nodes.workers(node))
 
@@ -75,8 +81,8 @@ def test_an_undisturbed_study_is_whole(study: Study) -> None:
 
 
 def test_a_killed_worker(study: Study, nodes: Nodes) -> None:
-    process = study.start()
-    study.wait_until(in_the_middle, process)
+    process = study.start("--set", "protocol.epochs=120")
+    study.wait_until(both_at_work, process)
     os.kill(a_worker(nodes), signal.SIGKILL)
     study.note_recovery("a worker is killed", study.wait_until(begun_again, process))
     study.finish(process)
