@@ -81,7 +81,7 @@ def test_an_undisturbed_study_is_whole(study: Study) -> None:
 
 
 def test_a_killed_worker(study: Study, nodes: Nodes) -> None:
-    process = study.start("--set", "protocol.epochs=120")
+    process = study.start("--set", "protocol.epochs=500")
     study.wait_until(both_at_work, process)
     os.kill(a_worker(nodes), signal.SIGKILL)
     study.note_recovery("a worker is killed", study.wait_until(begun_again, process))
