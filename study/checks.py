@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from study import record, tracking
-from study.errors import RequestError
+from study.errors import RequestError, one_line
 from study.home import open_home, probe_storage
 
 
@@ -43,7 +43,7 @@ def _checked(name: str, look: Callable[[], str]) -> Check:
     try:
         return Check(name, True, look())
     except Exception as error:
-        return Check(name, False, str(error).splitlines()[0] if str(error) else type(error).__name__)
+        return Check(name, False, one_line(error))
 
 
 def _versions() -> str:

@@ -16,7 +16,7 @@ from rich.markup import escape
 from sqlalchemy.exc import DBAPIError
 
 from study import printing
-from study.errors import INTERRUPTED, RUNS_FAILED, WRONG_REQUEST, RequestError
+from study.errors import INTERRUPTED, RUNS_FAILED, WRONG_REQUEST, RequestError, one_line
 from study.printing import out
 
 if TYPE_CHECKING:
@@ -144,7 +144,7 @@ def run(
         runs_a_gpu=runs_a_gpu,
     )
     printing.print_summary(summary)
-    if (summary.done or not resolved.methods) and summary.tracked:
+    if (summary.done or not resolved.methods) and not summary.untracked:
         _conclude([summary.study], report)
         if not report:
             out.print(f"Report:  {printing.command()} report {summary.study}", soft_wrap=True)
@@ -454,8 +454,9 @@ def sync(
                 try:
                     tracking.Tracker(home, store, name).sync(live=False)
                 except Exception as error:
-                    reason = str(error).splitlines()[0]
-                    raise RequestError(f"MLflow at {home.tracking_uri} does not take {name}: {reason}") from None
+                    raise RequestError(
+                        f"MLflow at {home.tracking_uri} does not take {name}: {one_line(error)}"
+                    ) from None
             out.print(f"{name}: MLflow holds what the store holds")
 
 

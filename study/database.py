@@ -23,7 +23,7 @@ import psutil
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 
-from study.errors import RequestError
+from study.errors import RequestError, one_line
 
 log = logging.getLogger("kdstudy.database")
 
@@ -228,7 +228,7 @@ def patient(call: Callable[P, T]) -> Callable[P, T]:
                 if not is_outage(error) or time.monotonic() > give_up:
                     raise
                 if wait == 0.2:
-                    log.warning("the store does not answer; waiting for it (%s)", str(error).splitlines()[0])
+                    log.warning("the store does not answer; waiting for it (%s)", one_line(error))
             time.sleep(wait)
             wait = min(2 * wait, 5.0)
 

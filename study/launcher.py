@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from study.driver import Driver
-from study.errors import RequestError
+from study.errors import RequestError, one_line
 from study.home import Home
 from trainables.memory import KEEP_FREED
 
@@ -173,10 +173,10 @@ def _start(ray: Any, address: str, **options: Any) -> None:
     try:
         ray.init(address=address, log_to_driver=False, configure_logging=False, **options)
     except (RuntimeError, OSError, ValueError, ray.exceptions.RayError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        reason = one_line(error)
         if address == "local":
             raise RequestError(f"Ray cannot start here: {reason}; `kdstudy doctor` looks for the cause") from None
-        raise RequestError(f"--address: no Ray cluster lets us in at {address}: {reason}") from None
+        raise RequestError(f"--address: no Ray cluster lets us in at {address}: {one_line(error)}") from None
     quiet()  # Ray sets its own levels when it starts
 
 

@@ -72,8 +72,9 @@ def print_summary(summary: Summary) -> None:
         out.print(f"Try them again with: {command()} retry {summary.study}; {command()} run {summary.study}")
     if summary.state == "stopped":
         out.print(f"Stopped ({summary.stopped_by}). Go on with: {command()} run {summary.study}", markup=False)
-    if not summary.tracked:
-        out.print(f"MLflow does not have all of it yet: {command()} sync {summary.study}", style="yellow")
+    if summary.untracked:
+        said = f"MLflow does not have all of it yet ({summary.untracked}): {command()} sync {summary.study}"
+        out.print(said, markup=False, style="yellow")
 
 
 def print_forecast(found: Forecast, home: Home) -> None:

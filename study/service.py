@@ -18,7 +18,7 @@ from search_spaces.spaces import MethodSpace
 from study import launcher, logits, record, sharing, teachers, tracking
 from study.driver import SAME_FAILURES, Driver
 from study.errors import DONE as EXIT_DONE
-from study.errors import INTERRUPTED, RUNS_FAILED, RequestError
+from study.errors import INTERRUPTED, RUNS_FAILED, RequestError, one_line
 from study.home import Home, open_home, probe_storage
 from study.lock import hold, is_driven, whoami
 from study.plan import TEACHER, PairPlan, Plan
@@ -51,7 +51,7 @@ class Summary:
     stopped_by: str | None = None
     reasons: dict[str, int] = field(default_factory=dict)  # why runs failed, and how many
     warnings: tuple[str, ...] = ()
-    tracked: bool = True  # MLflow has all of it
+    untracked: str = ""  # why MLflow does not have all of it; empty: it has
 
     @property
     def exit_code(self) -> int:
@@ -173,6 +173,11 @@ class _Running:
 
         background = tracking.BackgroundTracker(tracker, on_state=on_tracker)
         self._record()
+        if not track_later:
+            try:
+                tracker.connect()
+            except Exception as error:
+                log.warning("MLflow does not take results (%s); they stay in the store", one_line(error))
         with (
             _interruptible(driver),
             contextlib.nullcontext() if track_later else background,
@@ -185,8 +190,7 @@ class _Running:
             if not driver.stopping:
                 progress.expected = None
         self.store.update_info(self.name, ended=time.time())
-        tracked = self._sync(tracker, track_later)
-        return self._summary(driver, tracked)
+        return self._summary(driver, "it was told to wait" if track_later else self._sync(tracker))
 
     def _adopt(self, pairs: list[str], found: dict[str, Teacher]) -> str | None:
         """Keep the teachers that were trained and measure all of them; why the study ends here, if it does."""
@@ -230,19 +234,19 @@ class _Running:
         of_teachers = {run.run_id for pair in trained for run in self.plan.teacher_runs(pair.name)}
         return expected_runs(self.plan.spec) + len(of_teachers)
 
-    def _sync(self, tracker: tracking.Tracker, track_later: bool) -> bool:
-        """The last pass, with everything in it; False where MLflow does not take it now."""
-        if track_later:
-            return False
+    def _sync(self, tracker: tracking.Tracker) -> str:
+        """The last pass, with everything in it; why MLflow does not take it now, if it does not."""
+        reason = ""
         for attempt in range(2):
             try:
                 tracker.sync(live=False)
-                return True
+                return ""
             except Exception as error:
-                log.warning("MLflow, pass %d: %s", attempt, error)
-        return False
+                reason = one_line(error)
+                log.warning("MLflow, pass %d", attempt, exc_info=True)
+        return reason
 
-    def _summary(self, driver: Driver, tracked: bool) -> Summary:
+    def _summary(self, driver: Driver, untracked: str) -> Summary:
         info = self.store.info(self.name)
         return summarise(
             self.name,
@@ -251,7 +255,7 @@ class _Running:
             stopped_by=driver.stopping,
             students=bool(self.plan.spec.methods),
             warnings=tuple(info.get("warnings", ())),
-            tracked=tracked,
+            untracked=untracked,
         )
 
 
@@ -263,7 +267,7 @@ def summarise(
     stopped_by: str | None,
     students: bool = True,
     warnings: tuple[str, ...] = (),
-    tracked: bool = True,
+    untracked: str = "",
 ) -> Summary:
     """Count a study's runs; a run that several points share counts once. `students`: whether it trains any."""
     unique = list({(run.stage, run.run_id): run for run in runs}.values())
@@ -289,7 +293,7 @@ def summarise(
         stopped_by=stopped_by,
         reasons=reasons,
         warnings=warnings,
-        tracked=tracked,
+        untracked=untracked,
     )
 
 

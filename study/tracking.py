@@ -29,7 +29,7 @@ from analysis.collector import uncollected
 from search_spaces import pairs
 from search_spaces.spaces import written
 from study import mlflow_page, runlog
-from study.errors import RequestError
+from study.errors import RequestError, one_line
 from study.home import Home
 from study.plan import TEACHER, digest
 from study.store import DONE, FAILED, PRUNED, RUNNING, WAITING, RunRow, Store
@@ -119,6 +119,18 @@ class Tracker:
         self._groups: dict[tuple[str, str], _Group] = {}
         self._teachers: dict[tuple[str, int | None], RunRow] = {}  # the runs that train them, by pair and fold
         self._lock = threading.Lock()  # the background's last pass may still be waiting for a slow server
+
+    def connect(self) -> None:
+        """Find the study's experiment, or make it; `sync` does so too where it was not done before.
+
+        To be called before a study's threads begin: whoever imports MLflow, or lets it make its tables, beside a
+        thread that imports or migrates something else breaks both now and then, for the rest of the process.
+
+        Raises:
+            Exception: whatever MLflow raises where it does not answer.
+        """
+        with self._lock:
+            self._connect()
 
     def sync(self, *, live: bool) -> None:
         """One pass. With `live` a driver is at work, so runs that wait or run stay RUNNING in MLflow.
@@ -417,7 +429,7 @@ class BackgroundTracker:
             except Exception as error:
                 wait, now_up = min(60.0, 2 * wait), False
                 if up:
-                    log.warning("MLflow does not take results (%s); they stay in the store", error)
+                    log.warning("MLflow does not take results (%s); they stay in the store", one_line(error))
             if now_up != up:
                 up = now_up
                 self._on_state(up)

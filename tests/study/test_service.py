@@ -224,4 +224,4 @@ def test_the_python_entry_returns_a_summary(tmp_path: Path) -> None:
         capture_output=True, text=True, timeout=300, check=True,
     )  # fmt: skip
     summary = json.loads(done.stdout.splitlines()[-1])
-    assert (summary["state"], summary["done"], summary["tracked"]) == ("finished", 1, True)
+    assert (summary["state"], summary["done"], summary["untracked"]) == ("finished", 1, "")

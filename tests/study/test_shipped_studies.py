@@ -136,7 +136,7 @@ def test_a_shipped_study_passes_preflight_and_runs_to_its_report(name: str, in_p
 
     summary = service.run(spec, device="cpu", concurrency=1)
 
-    assert (summary.state, summary.failed, summary.tracked) == ("finished", 0, True)
+    assert (summary.state, summary.failed, summary.untracked) == ("finished", 0, "")
     with Store(in_process.store_url).opened() as store:
         runs = store.runs(name)
         assert {run.state_here for run in runs} <= {DONE, PRUNED}
