@@ -9,8 +9,8 @@ import numpy as np
 import pandas as pd
 
 from analysis.frames import section, teachers_only
-from analysis.points import BASELINE, Point, number, pairs, points, resolved
-from analysis.statistics import LEVEL, finite_test_interval, pooled_sd, seeds_needed
+from analysis.points import BASELINE, Point, compared, number, pairs, points, resolved
+from analysis.statistics import EQUIVALENT, LEVEL, finite_test_interval, pooled_sd, seeds_needed
 from analysis.tables import fixed, p_value, share, signed
 
 LOW_RATIO = 0.01  # below this share of changed views even a large effect on each is lost in the seeds
@@ -78,7 +78,7 @@ def _answer(pair: str, found: Sequence[Point]) -> Answer:
         return Answer(pair, sentence, f"Finished: {', '.join(told) or 'nothing'}.", None, least, ratio)
     best = max(swept, key=lambda each: each.last.mean)
     return Answer(
-        pair, _sentence(pair, best, len(swept)), _support(best, swept, found, least, ratio), best, least, ratio
+        pair, _sentence(pair, best, compared(found)), _support(best, swept, found, least, ratio), best, least, ratio
     )
 
 
@@ -90,11 +90,6 @@ def _name(point: Point) -> str:
 
 def _baseline(point: Point) -> str:
     return "KD" if point.baseline == BASELINE else point.baseline
-
-
-def _corrected(p: float, tried: int) -> float:
-    """The p-value of the best of several points: Bonferroni's, since the best was picked for being it."""
-    return min(1.0, p * tried)
 
 
 def _sentence(pair: str, best: Point, tried: int) -> str:
@@ -119,16 +114,22 @@ def _sentence(pair: str, best: Point, tried: int) -> str:
             f"{gain.n} seeds: a difference without any spread has no interval."
         )
     half = (gain.high - gain.low) / 2
-    if gain.shown and gain.mean > 0 and gain.p is not None and _corrected(gain.p, tried) >= LEVEL:
+    if gain.shown and gain.mean > 0 and gain.corrected is not None and gain.corrected >= LEVEL:
         return (
             f"{_name(best)} came out {fixed(gain.mean)} ± {fixed(half)} points above {_baseline(best)} for {pair}: a "
-            f"lead to confirm on fresh seeds, no more, since the best of {tried} points is above by chance too often."
+            f"lead to confirm on fresh seeds (`kdstudy confirm`), no more, since among {tried} comparisons one is "
+            "above by chance too often."
         )
     if gain.shown and gain.mean > 0:
         return f"{_name(best)} gained {fixed(gain.mean)} ± {fixed(half)} points over {_baseline(best)} for {pair}."
     if gain.shown:
         lost = f"lost {fixed(-gain.mean)} ± {fixed(half)} points to it"
         return f"No alpha reached {_baseline(best)} for {pair}: the best, {_name(best)}, {lost}."
+    if gain.same:
+        return (
+            f"{_name(best)}, the best for {pair}, is no different from {_baseline(best)} by as much as {EQUIVALENT:g} "
+            f"points: {signed(gain.mean)} ± {fixed(half)}."
+        )
     return (
         f"No gain over {_baseline(best)} could be shown for {pair}: the best, {_name(best)}, came out "
         f"{signed(gain.mean)} ± {fixed(half)} points, which includes zero."
@@ -143,12 +144,14 @@ def _support(best: Point, swept: Sequence[Point], found: Sequence[Point], least:
             f"paired with {_baseline(best)} by seed (n = {gain.n}), the 95 % interval is {signed(gain.low)} to "
             f"{signed(gain.high)} points and p = {p_value(gain.p)}".replace("p = <", "p <")
         )
-        if len(swept) > 1:
-            corrected = f"p = {p_value(_corrected(gain.p, len(swept)))}".replace("p = <", "p <")
-            parts[-1] += f" ({corrected} for the best of {len(swept)}, by Bonferroni)"
+        if compared(found) > 1:
+            corrected = f"p = {p_value(gain.corrected)}".replace("p = <", "p <")
+            parts[-1] += f" ({corrected} by Holm's correction for {compared(found)} comparisons)"
     if least is not None:
         lead = ", and less than that may be luck" if gain is not None and 0 < gain.mean < least else ""
-        parts.append(f"seeds like these resolve a difference of {fixed(least)} points (80 % power){lead}")
+        many = resolved(found, compared(found))
+        of_many = f", {fixed(many)} after that correction" if many is not None and compared(found) > 1 else ""
+        parts.append(f"seeds like these resolve a difference of {fixed(least)} points (80 % power){of_many}{lead}")
         sd = pooled_sd([each.difference for each in found if each.difference is not None])
         if gain is not None and sd and not gain.shown and abs(gain.mean) > 0.05:
             needed = seeds_needed(gain.mean, sd, paired=True)

@@ -16,6 +16,11 @@ _PREFIX = "imagenet_"
 _COLUMNS = ["source", "table", "dataset", "teacher", "student", "method", "alpha", "metric", "value", "trials", "epoch"]
 
 
+def network(name: str) -> str:
+    """A network's name as the papers' tables write it: without its data set."""
+    return name.removeprefix(_PREFIX)
+
+
 @dataclass(frozen=True)
 class Published:
     """One printed number: percent, and where it stands (`LoCa, Table 2`)."""
@@ -86,8 +91,8 @@ def published(
     frame = load_published()
     match = (
         (frame["dataset"] == dataset)
-        & (frame["teacher"] == teacher.removeprefix(_PREFIX))
-        & (frame["student"] == student.removeprefix(_PREFIX))
+        & (frame["teacher"] == network(teacher))
+        & (frame["student"] == network(student))
         & (frame["method"] == method)
         & (frame["metric"] == metric)
     )
@@ -100,7 +105,7 @@ def published(
 def published_curve(dataset: str, teacher: str, student: str) -> list[tuple[float, Published]]:
     """LoCa's published (alpha, top-1) points of a pair, by alpha."""
     frame = load_published()
-    names = teacher.removeprefix(_PREFIX), student.removeprefix(_PREFIX)
+    names = network(teacher), network(student)
     match = (frame["dataset"] == dataset) & (frame["teacher"] == names[0]) & (frame["student"] == names[1])
     rows = frame[match & (frame["method"] == "loca") & (frame["metric"] == "top1")].sort_values("alpha", kind="stable")
     return [(float(row["alpha"]), Published(float(row["value"]), _where(row))) for row in rows.to_dict("records")]

@@ -9,7 +9,16 @@ import numpy as np
 import pandas as pd
 
 from analysis.frames import FLAGS, PARAMETERS, RESULTS, TEXT
-from analysis.statistics import Difference, Estimate, estimate, paired_difference, pooled_sd, resolvable_difference
+from analysis.statistics import (
+    LEVEL,
+    Difference,
+    Estimate,
+    estimate,
+    holm,
+    paired_difference,
+    pooled_sd,
+    resolvable_difference,
+)
 
 BASELINE = "kd"
 SYMBOLS = {"alpha": "α", "tau": "τ", "beta": "β", "gamma": "γ"}
@@ -39,7 +48,8 @@ _NOT_PARAMETERS = {*TEXT, *FLAGS, *RESULTS, "seed", "started", "mis_instruction_
 class Point:
     """One setting of one pair and method, and what its seeds gave.
 
-    `last` and `best` are top-1 in percent on the test set, of the last epoch and of the best test epoch. `difference`
+    `last` and `best` are top-1 in percent on the test set, of the last epoch and of the best test epoch, `top5` is
+    top-5 of the last. `difference`
     is to `baseline` (KD, or what the method would be without its calibration), paired by seed, None where there is none
     to compare with. Ratios are means over epochs and seeds, nan
     without a teacher. `asked` counts every run that the point was given, `failed` and `pruned` among them.
@@ -61,6 +71,7 @@ class Point:
     by_seed: Mapping[int, float]
     best_by_seed: Mapping[int, float]
     last: Estimate
+    top5: Estimate
     best: Estimate
     difference: Difference | None
     mis_instruction_ratio: float
@@ -114,7 +125,7 @@ def points(runs: pd.DataFrame, history: pd.DataFrame, study: Mapping[str, Any]) 
     names = [*PARAMETERS, *sorted(set(runs.columns) - _NOT_PARAMETERS - set(PARAMETERS))]
     keys = ["pair", "method", *names, "protocol_hash"]
     found = [_point(group, names, ratios) for _, group in mine.groupby(keys, dropna=False, sort=False)]
-    found = [_held_against(each, found) for each in found]
+    found = _corrected([_held_against(each, found) for each in found])
     asked = {pair: place for place, pair in enumerate(study.get("pairs", {}))}
     return sorted(found, key=lambda point: (asked.get(point.pair, len(asked)), *_order(point)))
 
@@ -141,13 +152,22 @@ def distinguishing(found: Sequence[Point]) -> list[str]:
     return [name for name in names if any(len(seen) > 1 for (_, other), seen in values.items() if other == name)]
 
 
-def resolved(found: Sequence[Point]) -> float | None:
-    """The smallest gain over KD that the seeds of these points resolve, from the pooled SD of paired differences."""
+def resolved(found: Sequence[Point], comparisons: int = 1) -> float | None:
+    """The smallest gain over KD that the seeds of these points resolve, from the pooled SD of paired differences.
+
+    `comparisons`: for that many points at once, as Holm's method needs it of the first of them.
+    """
     differences = [each.difference for each in found if each.difference is not None]
     sd = pooled_sd(differences)
     if not sd:
         return None
-    return resolvable_difference(sd, max(each.n for each in differences), paired=True)
+    level = LEVEL / max(comparisons, 1)
+    return resolvable_difference(sd, max(each.n for each in differences), paired=True, level=level)
+
+
+def compared(found: Sequence[Point]) -> int:
+    """How many points are compared with a baseline by a test, which is what p-values are corrected for."""
+    return sum(each.difference is not None and each.difference.p is not None for each in found)
 
 
 def _ratios(history: pd.DataFrame) -> pd.DataFrame:
@@ -177,6 +197,7 @@ def _point(group: pd.DataFrame, names: Sequence[str], ratios: pd.DataFrame) -> P
         by_seed=by_seed,
         best_by_seed=best_by_seed,
         last=estimate(list(by_seed.values())),
+        top5=estimate(list(_by_seed(done[np.isfinite(done["test_top5_last"])], "test_top5_last").values())),
         best=estimate(list(best_by_seed.values())),
         difference=None,
         mis_instruction_ratio=float(seen["mis_instruction_ratio"].mean()),
@@ -195,6 +216,21 @@ def _held_against(point: Point, found: Sequence[Point]) -> Point:
         if difference is not None:
             return replace(point, baseline=baseline, difference=difference)
     return point
+
+
+def _corrected(found: list[Point]) -> list[Point]:
+    """The points with their p-values corrected, by Holm's method over all comparisons of a pair and protocol."""
+    groups: dict[tuple[str, str], list[int]] = {}
+    for index, each in enumerate(found):
+        if each.difference is not None and each.difference.p is not None:
+            groups.setdefault((each.pair, each.protocol_hash), []).append(index)
+    for group in groups.values():
+        differences = [found[index].difference for index in group]
+        tested = [each for each in differences if each is not None and each.p is not None]
+        corrected = holm([each.p for each in tested if each.p is not None])
+        for index, difference, p in zip(group, tested, corrected, strict=True):
+            found[index] = replace(found[index], difference=replace(difference, corrected=p))
+    return found
 
 
 def _difference(point: Point, baseline: str, found: Sequence[Point]) -> Difference | None:

@@ -1,6 +1,8 @@
-"""What a handful of seeds can tell: intervals, paired differences, power.
+"""What a handful of seeds can tell: intervals, paired differences, equivalence, power.
 
-All accuracies and differences are in percentage points; all tests are two-sided; all intervals are Student's t.
+All accuracies and differences are in percentage points; all tests are two-sided Student t tests. Intervals are
+Student's t up to seven seeds, and bootstrapped (bias-corrected and accelerated; Efron 1987) from eight on, where the
+sample can speak for its own shape.
 """
 
 import math
@@ -13,11 +15,14 @@ from scipy import optimize, stats
 LEVEL = 0.05
 POWER = 0.8
 SAME = 1e-9  # points: an SD below this is rounding
+BOOTSTRAP_FROM = 8  # seeds
+RESAMPLES = 9_999
+EQUIVALENT = 0.2  # points: a difference smaller than this is none that anyone would act on
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """Mean of n values with SD (n - 1 in the denominator) and 95 % t interval.
+    """Mean of n values with SD (n - 1 in the denominator) and 95 % interval.
 
     `sd`, `low` and `high` are None where n < 2: one value has no spread. `mean` is nan where n = 0.
     """
@@ -31,22 +36,31 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Difference(Estimate):
-    """Mean of n differences paired by seed; `p` is the paired t test's.
+    """Mean of n differences paired by seed; `p` is the paired t test's, `corrected` the same by Holm's method.
 
     `low`, `high` and `p` are None where n < 2, and where every seed gave the same difference: a finite test set has
-    steps, and t knows nothing of a spread that it cannot see.
+    steps, and t knows nothing of a spread that it cannot see. `same_p` is the p-value of the claim that the true
+    difference is smaller than `EQUIVALENT` either way. `corrected` counts all comparisons with a baseline among the
+    points of a pair; None until these are known.
     """
 
     p: float | None
+    same_p: float | None = None
+    corrected: float | None = None
 
     @property
     def shown(self) -> bool:
         """Whether the 95 % interval excludes zero."""
         return self.low is not None and self.high is not None and (self.low > 0 or self.high < 0)
 
+    @property
+    def same(self) -> bool:
+        """Whether no difference as large as `EQUIVALENT` is left possible, at the 5 % level."""
+        return self.same_p is not None and self.same_p < LEVEL
+
 
 def estimate(values: Sequence[float], level: float = LEVEL) -> Estimate:
-    """Mean, SD and t interval of independent values (one a seed)."""
+    """Mean, SD and interval of independent values (one a seed)."""
     n = len(values)
     if n == 0:
         return Estimate(0, math.nan, None, None, None)
@@ -54,8 +68,23 @@ def estimate(values: Sequence[float], level: float = LEVEL) -> Estimate:
     if n == 1:
         return Estimate(1, mean, None, None, None)
     sd = float(np.std(values, ddof=1))
+    if n >= BOOTSTRAP_FROM and sd >= SAME:
+        return Estimate(n, mean, sd, *_bootstrapped(values, level))
     half = float(stats.t.ppf(1 - level / 2, n - 1)) * sd / math.sqrt(n)
     return Estimate(n, mean, sd, mean - half, mean + half)
+
+
+def _bootstrapped(values: Sequence[float], level: float) -> tuple[float, float]:
+    """BCa interval of the mean; the same for the same values, in whichever order they come."""
+    found = stats.bootstrap(
+        (np.sort(np.asarray(values, dtype=float)),),
+        np.mean,
+        confidence_level=1 - level,
+        n_resamples=RESAMPLES,
+        method="BCa",
+        rng=np.random.default_rng(0),
+    ).confidence_interval
+    return float(found.low), float(found.high)
 
 
 def paired_difference(values: Mapping[int, float], baseline: Mapping[int, float], level: float = LEVEL) -> Difference:
@@ -73,9 +102,30 @@ def paired_difference(values: Mapping[int, float], baseline: Mapping[int, float]
         return Difference(around.n, around.mean, None, None, None, None)
     if around.sd < SAME:
         return Difference(around.n, around.mean, 0.0, None, None, None)
+    p = float(2 * stats.t.sf(abs(around.mean) / (around.sd / math.sqrt(around.n)), around.n - 1))
+    return Difference(around.n, around.mean, around.sd, around.low, around.high, p, equivalence(around))
+
+
+def equivalence(around: Estimate, margin: float = EQUIVALENT) -> float | None:
+    """p-value of the claim that a mean difference is smaller than `margin` either way; None without a spread.
+
+    The larger of two one-sided t tests (Schuirmann 1987): a small p excludes differences of the margin and more.
+    """
+    if around.sd is None or around.sd < SAME:
+        return None
     error = around.sd / math.sqrt(around.n)
-    p = float(2 * stats.t.sf(abs(around.mean) / error, around.n - 1))
-    return Difference(around.n, around.mean, around.sd, around.low, around.high, p)
+    return float(stats.t.sf((margin - abs(around.mean)) / error, around.n - 1))
+
+
+def holm(ps: Sequence[float]) -> list[float]:
+    """p-values corrected by Holm's step-down method (1979), so that a level holds for all tests together."""
+    order = sorted(range(len(ps)), key=lambda index: ps[index])
+    corrected = [0.0] * len(ps)
+    least = 0.0
+    for rank, index in enumerate(order):
+        least = max(least, min(1.0, (len(ps) - rank) * ps[index]))
+        corrected[index] = least
+    return corrected
 
 
 def pooled_sd(estimates: Sequence[Estimate]) -> float | None:

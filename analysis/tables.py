@@ -15,7 +15,7 @@ import pandas as pd
 from analysis.frames import PARAMETERS
 from analysis.papers import not_comparable, published
 from analysis.points import BASELINE, SYMBOLS, Point, number, pairs, result_stage, varying
-from analysis.statistics import Estimate
+from analysis.statistics import EQUIVALENT, Estimate
 
 NOTHING = "–"
 MINUS = "−"
@@ -204,15 +204,18 @@ def ablation(found: Sequence[Point], study: Mapping[str, Any], name: str) -> Tab
         Column("last epoch, %", lambda row: mean_sd(row.last), _around("last", lambda row: row.last)),
         Column("best epoch, %", lambda row: mean_sd(row.best), _around("best", lambda row: row.best)),
         Column(f"Δ to {against} (95 % interval)", _gain, _around("difference", lambda row: row.difference)),
-        Column("p", lambda row: p_value(getattr(row.difference, "p", None)), _gain_fields("n", "p")),
+        Column("p (Holm)", _p_values, _gain_fields("n", "p", "corrected")),
+        Column("p of none", lambda row: p_value(getattr(row.difference, "same_p", None)), _gain_fields("same_p")),
         Column("mis-instructed", lambda row: share(row.mis_instruction_ratio), _fields("mis_instruction_ratio")),
         Column("capped", lambda row: share(row.capped_ratio), _fields("capped_ratio")),
     ]
     notes = [
         f"Top-1 on the test set, mean ± SD over n seeds. Δ is to {', '.join(baselines)} (of the same parameters where "
-        "there is one, else the best), last epoch, paired by seed (only seeds that both have); its interval and p are "
-        "Student's t, not corrected for the number of rows. Where one seed is left, or every seed gave the same "
-        "difference, there is no interval. The best epoch is chosen by test accuracy and reads higher for that.",
+        "there is one, else the best), last epoch, paired by seed (only seeds that both have). Intervals are Student's "
+        "t, bootstrapped from eight seeds on; p is the paired t test's, in brackets corrected by Holm's method for all "
+        f"comparisons of this table. A small p of none excludes a difference of {EQUIVALENT:g} points and more (two "
+        "one-sided tests); where both are large, these seeds tell neither. Where one seed is left, or every seed gave "
+        "the same difference, there is no interval. The best epoch is chosen by test accuracy, so it reads higher.",
         "Ratios are shares of all training views: mis-instructed ones, and ones that left the simplex and were capped.",
     ]
     reasons = not_comparable(study, found[0].dataset)
@@ -275,6 +278,13 @@ def _gain(point: Point) -> str:
         return NOTHING
     around = interval(point.difference, signed)
     return signed(point.difference.mean) + (f" ({around})" if around != NOTHING else "")
+
+
+def _p_values(point: Point) -> str:
+    """The p-value of a gain, and the same by Holm's method."""
+    if point.difference is None or point.difference.p is None:
+        return NOTHING
+    return f"{p_value(point.difference.p)} ({p_value(point.difference.corrected)})"
 
 
 def _gain_fields(*names: str) -> dict[str, Callable[[Any], Any]]:

@@ -9,7 +9,7 @@ from statistics import NormalDist, stdev
 
 import torch
 
-from analysis.statistics import resolvable_difference
+from analysis.statistics import LEVEL, resolvable_difference
 from search_spaces.spaces import Range
 from study import logits, teachers
 from study.errors import RequestError
@@ -80,6 +80,8 @@ class Forecast:
     disk_bytes: int  # of checkpoints
     logit_bytes: int  # of teachers' logits, at most
     resolvable: float | None  # points, between two methods over the study's seeds; None for one seed
+    comparisons: int  # points of a pair that are compared with its baseline
+    resolvable_of_all: float | None  # the same when all of them are, corrected for that
     sd: float
     sd_from: str
     pairs: tuple[PairForecast, ...]
@@ -120,11 +122,15 @@ def forecast(plan: Plan, store: Store | None, *, device: str, concurrency: int) 
     seconds = (max(0, runs - known) * each + asking) / concurrency + sum(training.values())
     sd, sd_from = _spread(plan, store)
     seeds = len(plan.spec.seeds)
+    points = expected_runs(plan.spec) // seeds
+    # All points of a pair but the baseline are compared with it, so the report corrects for that (Holm's first step).
+    comparisons = max(1, points // len(pairs) - 1)
     resolvable = resolvable_difference(sd, seeds, paired=False) if seeds > 1 else None
+    corrected = resolvable_difference(sd, seeds, paired=False, level=LEVEL / comparisons) if seeds > 1 else None
     result = Forecast(
         study=plan.spec.name,
         mode=plan.spec.mode,
-        points=expected_runs(plan.spec) // seeds,
+        points=points,
         runs=runs,
         known=known,
         concurrency=concurrency,
@@ -133,6 +139,8 @@ def forecast(plan: Plan, store: Store | None, *, device: str, concurrency: int) 
         disk_bytes=runs * max(_checkpoint_bytes(plan, name) for name in plan.pairs),
         logit_bytes=logits.bytes_more(logits.shared(stored.values())),
         resolvable=resolvable,
+        comparisons=comparisons,
+        resolvable_of_all=corrected,
         sd=sd,
         sd_from=sd_from,
         pairs=pairs,

@@ -102,8 +102,13 @@ def print_forecast(found: Forecast, home: Home) -> None:
     if found.resolvable is not None:
         out.print(
             f"\nThe seeds resolve a difference of {found.resolvable:.2f} points between two methods (80 % power, 5 % "
-            f"two-sided, unpaired; SD {found.sd:.2f}, {found.sd_from}). Seeds are shared, so paired comparisons may do "
-            "better."
+            f"two-sided, unpaired; SD {found.sd:.2f}, {found.sd_from})"
+            + (
+                f", {found.resolvable_of_all:.2f} where the {found.comparisons} comparisons of a pair are corrected for"
+                if found.resolvable_of_all is not None and found.comparisons > 1
+                else ""
+            )
+            + ". Seeds are shared, so paired comparisons may do better."
         )
     for note in found.warnings:
         out.print(f"warning: {note}", style="yellow", markup=False)

@@ -9,16 +9,19 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from analysis.statistics import (
+    BOOTSTRAP_FROM,
     detection_power,
+    equivalence,
     estimate,
     finite_test_interval,
+    holm,
     paired_difference,
     pooled_sd,
     resolvable_difference,
     seeds_needed,
 )
 
-ACCURACIES = st.lists(st.floats(0, 100, allow_nan=False), min_size=2, max_size=12)
+ACCURACIES = st.lists(st.floats(0, 100, allow_nan=False), min_size=2, max_size=BOOTSTRAP_FROM - 1)
 
 
 def test_three_seeds_worked_by_hand() -> None:
@@ -39,6 +42,58 @@ def test_the_interval_is_scipys_t_interval(values: list[float]) -> None:
         assert (found.low, found.high) == pytest.approx((low, high), abs=1e-9)
     else:
         assert (found.low, found.high) == pytest.approx((found.mean, found.mean), abs=1e-9)
+
+
+def test_from_eight_seeds_on_the_sample_speaks_for_its_shape() -> None:
+    skewed = [70.0, 70.1, 70.1, 70.2, 70.2, 70.3, 70.4, 75.0]
+    found = estimate(skewed)
+    assert found.low is not None
+    assert found.high is not None
+    reference = stats.bootstrap(
+        (np.array(skewed),), np.mean, n_resamples=200_000, method="BCa", rng=np.random.default_rng(7)
+    ).confidence_interval
+    assert (found.low, found.high) == pytest.approx(tuple(reference), abs=0.05)
+    assert found.high - found.mean > 2 * (found.mean - found.low)  # the long tail is above
+    assert estimate(skewed[::-1]) == found
+    assert estimate([70.0] * 8).low == 70.0
+
+
+def test_the_bootstrap_covers_about_as_often_as_it_says() -> None:
+    rng = np.random.default_rng(3)
+    found = [estimate(list(rng.normal(71, 0.2, 12))) for _ in range(150)]
+    covered = np.mean([(each.low or 0) < 71 < (each.high or 0) for each in found])
+    assert 0.84 < covered < 0.99  # a bootstrap of twelve is known to be a little narrow
+
+
+def test_holm_as_in_the_textbooks() -> None:
+    # By hand: 4 * 0.005, then the larger of that and 3 * 0.01, then 2 * 0.03, then 1 * 0.04, which may not be smaller.
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert holm([]) == []
+    assert holm([0.6, 0.7]) == [1.0, 1.0]
+
+
+@settings(deadline=None)
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=20))
+def test_holm_lies_between_no_correction_and_bonferroni(ps: list[float]) -> None:
+    found = holm(ps)
+    assert all(p <= corrected <= min(1.0, len(ps) * p) + 1e-12 for p, corrected in zip(ps, found, strict=True))
+    order = np.argsort(ps, kind="stable")
+    assert list(np.array(found)[order]) == sorted(found)
+    assert found[int(order[0])] == pytest.approx(min(1.0, len(ps) * min(ps)))
+
+
+def test_equivalence_is_two_one_sided_tests_of_scipys() -> None:
+    differences = [0.02, -0.05, 0.04, 0.01, -0.03]
+    above = stats.ttest_1samp(differences, 0.2, alternative="less").pvalue
+    below = stats.ttest_1samp(differences, -0.2, alternative="greater").pvalue
+    assert equivalence(estimate(differences)) == pytest.approx(max(above, below))
+    found = paired_difference(dict(enumerate(differences)), dict.fromkeys(range(5), 0.0))
+    assert found.same
+    assert not found.shown
+    wide = paired_difference({0: 0.3, 1: -0.3, 2: 0.1}, dict.fromkeys(range(3), 0.0))
+    assert not wide.same  # neither a difference nor its absence: too few seeds
+    assert not wide.shown
+    assert equivalence(estimate([0.1])) is None
 
 
 def test_one_value_has_no_spread_and_none_has_no_mean() -> None:

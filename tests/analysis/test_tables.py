@@ -87,7 +87,7 @@ def test_latex_uses_booktabs_and_has_the_same_cells_in_each_row(ablation: Any) -
     text = ablation("paper").latex()
     assert all(rule in text for rule in (r"\toprule", r"\midrule", r"\bottomrule"))
     lines = [line for line in text.splitlines() if line.endswith(r" \\")]
-    assert {line.count(" & ") for line in lines} == {9}
+    assert {line.count(" & ") for line in lines} == {10}
     assert r"70.65 $\pm$ 0.21" in text
 
 

@@ -23,7 +23,7 @@ class Unavailable(Exception):
 
 
 class Engine:
-    """The engine that `DOCKER_HOST` or the host has; on Debian as root one of our own, in a folder that goes with it."""
+    """The engine that `DOCKER_HOST` or the host has; for root with a `dockerd`, one of our own in a folder."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder

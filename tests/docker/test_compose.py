@@ -1,6 +1,6 @@
 """`docker compose up`, then `kdstudy launch`: the whole story on containers, and what breaks in the middle of it.
 
-`make test-docker` sets up an engine and runs this; where images cannot be pulled, stand-ins of Debian's packages are made.
+`make test-docker` sets up an engine and runs this; where images cannot be pulled, Debian's packages stand in.
 """
 
 from __future__ import annotations
