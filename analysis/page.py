@@ -7,7 +7,7 @@ import shlex
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +19,12 @@ from analysis import figures, tables
 from analysis.answers import Answer, answers, teacher_sentences, warnings
 from analysis.figures import Drawing
 from analysis.frames import ReportError, finished, load_history, load_runs, load_studies, section, teachers_only
+from analysis.paper_tables import paper_tables
 from analysis.papers import not_comparable, published_curve
 from analysis.points import Point, pairs, points, result_stage
 from analysis.statistics import Difference
 from analysis.tables import Table
+from analysis.wording import methods_text
 
 MARK = '<meta name="generator" content="kdstudy">'
 ENTRIES = ("report.html", "report.md", "tables", "figures")
@@ -37,6 +39,7 @@ class PairPart:
     alpha_curve: Drawing | None
     ablation: Table
     learning_curves: Drawing | None
+    cost: Drawing | None
     printed: str
 
     @property
@@ -67,7 +70,8 @@ class StudyPart:
     pairs: Sequence[PairPart]
     warnings: Sequence[str]
     mis_instruction: Drawing | None
-    search_histories: Sequence[Drawing]
+    search_drawings: Sequence[Drawing]
+    methods: Sequence[str]
     conditions: Table | None
     gains: Table | None
     search_table: Table | None
@@ -77,8 +81,8 @@ class StudyPart:
     @property
     def drawings(self) -> list[Drawing]:
         """Every figure."""
-        found = [each for pair in self.pairs for each in (pair.alpha_curve, pair.learning_curves)]
-        return [each for each in [*found, self.mis_instruction, *self.search_histories] if each is not None]
+        found = [each for pair in self.pairs for each in (pair.alpha_curve, pair.learning_curves, pair.cost)]
+        return [each for each in [*found, self.mis_instruction, *self.search_drawings] if each is not None]
 
     @property
     def tables(self) -> list[Table]:
@@ -98,6 +102,32 @@ class StudyPart:
         """Each field of the protocol: name, value, and the base's value where it was changed."""
         changed = {change["field"]: plain(change["base"]) for change in self.study["protocol_changes"]}
         return [(name, plain(value), changed.get(name, "")) for name, value in self.study["protocol"].items()]
+
+
+@dataclass(frozen=True)
+class Overall:
+    """What a report shows of all its studies and pairs together."""
+
+    drawings: Sequence[Drawing]
+    tables: Sequence[Table]
+
+
+@dataclass(frozen=True)
+class Content:
+    """Everything that a report shows."""
+
+    parts: Sequence[StudyPart]
+    overall: Overall
+
+    @property
+    def drawings(self) -> list[Drawing]:
+        """Every figure."""
+        return [*(each for part in self.parts for each in part.drawings), *self.overall.drawings]
+
+    @property
+    def tables(self) -> list[Table]:
+        """Every table."""
+        return [*(each for part in self.parts for each in part.tables), *self.overall.tables]
 
 
 def report(tracking_uri: str, studies: str | Sequence[str], out_dir: Path | str) -> Path:
@@ -135,24 +165,55 @@ def write_report(
     out = Path(out_dir)
     _check(out)
     finished(runs, studies)
-    parts = build(runs, history, studies)
+    content = build(runs, history, studies)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f".{out.name}-", dir=out.parent, ignore_cleanup_errors=True) as beside:
-            _write(parts, Path(beside) / "new")
+            _write(content, Path(beside) / "new")
             _swap(Path(beside) / "new", out, Path(beside) / "old")
     except OSError as error:
         raise ReportError(f"report folder {out}: {error.strerror or error}") from error
     return out / "report.html"
 
 
-def build(runs: pd.DataFrame, history: pd.DataFrame, studies: Sequence[Mapping[str, Any]]) -> list[StudyPart]:
+def changed(tracking_uri: str, studies: str | Sequence[str], out_dir: Path | str) -> list[str]:
+    """Files of a stored report that its runs would not give now: other bytes, missing, or left over.
+
+    Args: as for `report`; `out_dir` holds the stored one.
+
+    Raises:
+        ReportError: as `report`, or a folder without a report.
+    """
+    out = Path(out_dir)
+    if not (out / "report.html").is_file():
+        raise ReportError(f"report folder {out}: there is no report to check")
+    with tempfile.TemporaryDirectory() as folder:
+        new = report(tracking_uri, studies, Path(folder) / "report").parent
+        files = sorted(
+            {path.relative_to(root).as_posix() for root in (new, out) for path in _files(root)},
+            key=lambda name: (name != "report.html", name),
+        )
+        return [name for name in files if not _same(new / name, out / name)]
+
+
+def _files(root: Path) -> list[Path]:
+    """The report's own files in a folder."""
+    found = [path for name in ENTRIES for path in [root / name, *(root / name).rglob("*")]]
+    return [path for path in found if path.is_file()]
+
+
+def _same(one: Path, other: Path) -> bool:
+    return one.is_file() and other.is_file() and one.read_bytes() == other.read_bytes()
+
+
+def build(runs: pd.DataFrame, history: pd.DataFrame, studies: Sequence[Mapping[str, Any]]) -> Content:
     """Everything that a report shows, study by study; file names carry the study and the pair where there are several.
 
     Args: as `load_runs`, `load_history` and `load_studies` return them.
     """
     names = _Names()
-    return [_study_part(runs, history, study, names, several=len(studies) > 1) for study in studies]
+    parts = [_study_part(runs, history, study, names, several=len(studies) > 1) for study in studies]
+    return Content(parts, _overall(runs, history, studies, names))
 
 
 class _Names:
@@ -171,6 +232,33 @@ class _Names:
         return name
 
 
+def _overall(runs: pd.DataFrame, history: pd.DataFrame, studies: Sequence[Mapping[str, Any]], names: _Names) -> Overall:
+    of_study = {study["study"]: points(runs, history, study) for study in studies}
+    seen: dict[str, set[str]] = {}
+    for study, found in of_study.items():
+        for each in found:
+            seen.setdefault(each.pair, set()).add(study)
+    # A pair of two studies is two: they may differ in anything.
+    apart = [
+        replace(each, pair=f"{each.pair} in {study}") if len(seen[each.pair]) > 1 else each
+        for study, found in of_study.items()
+        for each in found
+    ]
+    classes = {
+        called.pair: int(section(study, each.pair)["data"]["num_classes"])
+        for study in studies
+        for each, called in zip(
+            of_study[study["study"]], [one for one in apart if one.study == study["study"]], strict=True
+        )
+    }
+    drawings = (
+        figures.margin_curves(apart, classes, names("gain-by-margin")),
+        figures.gain_against_ratio(apart, names("gain-by-ratio")),
+    )
+    all_points = [each for found in of_study.values() for each in found]
+    return Overall([each for each in drawings if each is not None], paper_tables(all_points, studies, history))
+
+
 def _study_part(
     runs: pd.DataFrame, history: pd.DataFrame, study: Mapping[str, Any], names: _Names, several: bool
 ) -> StudyPart:
@@ -185,8 +273,10 @@ def _study_part(
     parts = []
     for pair, answer in zip(pairs(found), answers(found), strict=True):
         own = [each for each in found if each.pair == pair]
-        parts.append(_pair_part(own, result, study, answer, names, prefix, pair if len(pairs(found)) > 1 else ""))
+        suffix = pair if len(pairs(found)) > 1 else ""
+        parts.append(_pair_part(own, mine, result, study, answer, names, prefix, suffix))
     measured = names(prefix, "mis-instruction")
+    for_methods = [each for each in found if each.last.n]
     return StudyPart(
         study=study,
         said=teacher_sentences(study) if teachers_only(study) else [],
@@ -195,15 +285,10 @@ def _study_part(
         mis_instruction=figures.teacher_ratios(study["teachers"], measured)
         if teachers_only(study)
         else figures.mis_instruction(found, result, study["teachers"], measured),
-        search_histories=[
-            drawing
-            for pair in searched
-            if (
-                drawing := figures.search_history(
-                    tried[tried["pair"] == pair], pair, names(prefix, "search-history"), tables.PARTS[part]
-                )
-            )
+        search_drawings=[
+            each for pair in searched for each in _search_drawings(tried, epochs, pair, part, names, prefix)
         ],
+        methods=methods_text(study, for_methods),
         conditions=tables.conditions(study, names(prefix, "data-and-protocol")),
         gains=tables.gains(found, names(prefix, "gains")),
         search_table=tables.search_table(tried, names(prefix, "search"), part) if searched else None,
@@ -212,8 +297,27 @@ def _study_part(
     )
 
 
+def _search_drawings(
+    tried: pd.DataFrame, epochs: pd.DataFrame, pair: str, part: str, names: _Names, prefix: str
+) -> list[Drawing]:
+    """A pair's search: what was tried, what the pruner saw, and of each method what mattered and where it was good."""
+    own = tried[tried["pair"] == pair]
+    called = tables.PARTS[part]
+    found = [
+        figures.search_history(own, pair, names(prefix, "search-history"), called),
+        figures.screening_curves(epochs, pair, names(prefix, "screening"), part),
+    ]
+    for method in dict.fromkeys(own["method"]):
+        of_method = own[own["method"] == method]
+        title = f"{method} on {pair}"
+        found.append(figures.importance(of_method, title, names(prefix, "importance", method)))
+        found.append(figures.contours(of_method, title, names(prefix, "contours", method), called))
+    return [each for each in found if each is not None]
+
+
 def _pair_part(
     own: Sequence[Point],
+    runs: pd.DataFrame,
     epochs: pd.DataFrame,
     study: Mapping[str, Any],
     answer: Answer,
@@ -237,6 +341,7 @@ def _pair_part(
         ),
         ablation=tables.ablation(own, study, names(prefix, "ablation", suffix)),
         learning_curves=figures.learning_curves(own, epochs, names(prefix, "learning-curves", suffix)),
+        cost=figures.cost_curve(own, runs, names(prefix, "cost", suffix)),
         printed=printed,
     )
 
@@ -269,10 +374,11 @@ def _data_address(text: str, kind: str) -> str:
     return f"data:{kind};charset=utf-8;base64,{base64.b64encode(text.encode('utf-8')).decode('ascii')}"
 
 
-def _context(parts: Sequence[StudyPart]) -> dict[str, Any]:
-    names = [part.study["study"] for part in parts]
+def _context(content: Content) -> dict[str, Any]:
+    names = [part.study["study"] for part in content.parts]
     return {
-        "parts": parts,
+        "parts": content.parts,
+        "overall": content.overall,
         "title": ", ".join(names),
         "command": f"kdstudy report {' '.join(shlex.quote(name) for name in names)} -o DIR",
         "plain": plain,
@@ -281,7 +387,7 @@ def _context(parts: Sequence[StudyPart]) -> dict[str, Any]:
     }
 
 
-def render_html(parts: Sequence[StudyPart]) -> str:
+def render_html(content: Content) -> str:
     """The page. Every text of the store is escaped; only our own SVG is passed through."""
     environment = Environment(
         loader=PackageLoader("analysis"),
@@ -293,10 +399,10 @@ def render_html(parts: Sequence[StudyPart]) -> str:
     environment.filters["svg"] = lambda drawing: Markup(drawing.inline())
     environment.filters["csv_address"] = lambda table: _data_address(table.csv(), "text/csv")
     environment.filters["latex_address"] = lambda table: _data_address(table.latex(), "text/x-tex")
-    return environment.get_template("report.html.jinja").render(_context(parts), mark=Markup(MARK))
+    return environment.get_template("report.html.jinja").render(_context(content), mark=Markup(MARK))
 
 
-def render_markdown(parts: Sequence[StudyPart]) -> str:
+def render_markdown(content: Content) -> str:
     """The same in Markdown. Every value is escaped unless it is marked as Markdown already."""
     environment = Environment(  # autoescape is HTML's; here `finalize` escapes each value instead
         loader=PackageLoader("analysis"),
@@ -308,21 +414,20 @@ def render_markdown(parts: Sequence[StudyPart]) -> str:
     )
     environment.filters["table"] = lambda table: Markup(table.markdown())
     environment.filters["verbatim"] = lambda text: Markup(" ".join(str(text).split()))
-    return environment.get_template("report.md.jinja").render(_context(parts))
+    return environment.get_template("report.md.jinja").render(_context(content))
 
 
-def _write(parts: Sequence[StudyPart], folder: Path) -> None:
+def _write(content: Content, folder: Path) -> None:
     for name in ("tables", "figures"):
         (folder / name).mkdir(parents=True)
-    for part in parts:
-        for table in part.tables:
-            for ending, text in (("csv", table.csv()), ("md", table.markdown()), ("tex", table.latex())):
-                (folder / "tables" / f"{table.name}.{ending}").write_text(text, encoding="utf-8", newline="\n")
-        for drawing in part.drawings:
-            (folder / "figures" / f"{drawing.name}.svg").write_bytes(drawing.svg)
-            (folder / "figures" / f"{drawing.name}.png").write_bytes(drawing.png)
-    (folder / "report.md").write_text(render_markdown(parts), encoding="utf-8", newline="\n")
-    (folder / "report.html").write_text(render_html(parts), encoding="utf-8", newline="\n")
+    for table in content.tables:
+        for ending, text in (("csv", table.csv()), ("md", table.markdown()), ("tex", table.latex())):
+            (folder / "tables" / f"{table.name}.{ending}").write_text(text, encoding="utf-8", newline="\n")
+    for drawing in content.drawings:
+        (folder / "figures" / f"{drawing.name}.svg").write_bytes(drawing.svg)
+        (folder / "figures" / f"{drawing.name}.png").write_bytes(drawing.png)
+    (folder / "report.md").write_text(render_markdown(content), encoding="utf-8", newline="\n")
+    (folder / "report.html").write_text(render_html(content), encoding="utf-8", newline="\n")
 
 
 def _check(out: Path) -> None:

@@ -50,12 +50,12 @@ def test_the_report_has_every_part(folder: Path) -> None:
             "report.md",
             *(
                 f"figures/{name}.{end}"
-                for name in ("alpha-curve", "learning-curves", "mis-instruction")
+                for name in ("alpha-curve", "cost", "learning-curves", "mis-instruction")
                 for end in ("svg", "png")
             ),
             *(
                 f"tables/{name}.{end}"
-                for name in ("ablation", "runs-without-result", "teachers")
+                for name in ("ablation", "paper-table-1", "paper-table-2", "paper-table-6", "runs-without-result", "teachers")
                 for end in ("csv", "md", "tex")
             ),
         ]
@@ -147,7 +147,7 @@ def test_a_search_that_chose_by_test_accuracy_says_so_and_shows_test_values(
     write(made.study_record("by-test-page", mode="search", selection="paper"), runs)
     text = Reader(report(store, "by-test-page", tmp_path / "out").read_text(encoding="utf-8")).text
     assert "search, chosen by test accuracy" in text
-    assert "Points were valued by test accuracy (selection: paper)" in text
+    assert "Points were chosen by test accuracy, as the papers do" in text
     assert "Last-epoch test accuracy" in text
     assert "72.00 ± 1.41" in text
 

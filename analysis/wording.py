@@ -1,0 +1,91 @@
+"""The report's section on methods, as a paper would have it, written from a study's record."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from analysis.points import Point, pairs
+from analysis.statistics import BOOTSTRAP_FROM, EQUIVALENT
+
+_METHODS = {
+    "ce": "cross entropy with the labels, without a teacher",
+    "label_smoothing": "cross entropy with smoothed labels",
+    "tf_kd": "distillation from a made-up teacher (Yuan et al. 2020)",
+    "kd": "distillation with the teacher's softened probabilities (Hinton et al. 2015)",
+    "kd_drop": "KD without the views on which the teacher is wrong",
+    "kd_swap": "KD with the label's and the top class's probabilities exchanged where the teacher is wrong",
+    "kd_one_hot": "KD with the label alone where the teacher is wrong",
+    "loca": "KD with the teacher's probabilities calibrated where its largest other probability is at least the "
+    "label's: "
+    "those of the other classes are scaled by s = α · σ, and the label is given the rest (LoCa, arXiv 2409.04778)",
+    "dkd": "decoupled distillation (Zhao et al. 2022)",
+    "loca_dkd": "DKD with LoCa's probabilities",
+    "nkd": "normalised distillation (Yang et al. 2023)",
+    "ctkd": "distillation at a temperature that is learnt by curriculum (Li et al. 2023)",
+    "mlkd": "distillation at several levels of predictions (Jin et al. 2023)",
+}
+
+
+def methods_text(study: Mapping[str, Any], found: Sequence[Point]) -> list[str]:
+    """Paragraphs on data, training, methods, selection and statistics of one study."""
+    data, protocol = study["data"], study["protocol"]
+    names = list(dict.fromkeys(each.method for each in found))
+    said = [
+        f"Data. {data['name']}, {data['num_classes']} classes: {data['train_images']:,} of "
+        f"{data['full_train_images']:,} "
+        f"training images, {data['validation_images']:,} for validation, {data['test_images']:,} of "
+        f"{data['full_test_images']:,} test images."
+        + (
+            f" {data['label_noise']:.0%} of the training labels are wrong on purpose."
+            if data.get("label_noise")
+            else ""
+        ),
+        f"Training. Protocol {protocol['base']}"
+        + "".join(f", {name} {protocol[name]:g}" for name in ("epochs", "batch_size", "lr") if name in protocol)
+        + ". "
+        + (_deviations(study) or "Nothing deviates from it."),
+    ]
+    if names:
+        explained = [f"{name}: {_explained(name)}" for name in names]
+        seeds = len(study["seeds"])
+        said.append(
+            f"Methods. {'; '.join(explained)}. Every method was trained on {'each of ' if seeds > 1 else ''}{seeds} "
+            f"seed{'s' if seeds > 1 else ''}, which decide{'' if seeds > 1 else 's'} the initial weights, the order of "
+            "the "
+            f"images and their views alike for all methods, for {len(pairs(found))} pair"
+            f"{'s' if len(pairs(found)) > 1 else ''} of teacher and student."
+        )
+    said += [
+        f"Selection. {_selection(study)}",
+        "Statistics. Accuracy is top-1 of the last epoch on the test set. Differences are paired by seed; intervals "
+        "cover "
+        f"95 % (Student's t, bias-corrected and accelerated bootstrap from {BOOTSTRAP_FROM} seeds on); p-values are of "
+        "paired t tests, corrected by Holm's method over all comparisons of a pair; no difference means that two "
+        f"one-sided tests exclude one of {EQUIVALENT:g} points. The seeds stand for training again on the same data "
+        "with "
+        "the same teacher: they say nothing of other data or teachers.",
+    ]
+    return said
+
+
+def _explained(name: str) -> str:
+    base = name.removesuffix("_ls")
+    text = _METHODS.get(base, "a method of the user's own")
+    return f"{text}, on standardised logits (Sun et al. 2024)" if name != base else text
+
+
+def _deviations(study: Mapping[str, Any]) -> str:
+    told = [f"{each['field']} {each['value']} instead of {each['base']}" for each in study["protocol_changes"]]
+    return f"Deviations from it: {', '.join(told)}." if told else ""
+
+
+def _selection(study: Mapping[str, Any]) -> str:
+    if study["mode"] == "ablation":
+        return "Nothing was chosen: every point asked for was trained and is shown."
+    if study["selection"] == "paper":
+        return "Points were chosen by test accuracy, as the papers do, so what is best here reads high."
+    return (
+        "Points were proposed and chosen on a validation part of the training set by last-epoch accuracy; the chosen "
+        "ones and the baselines were then trained on the whole training set with seeds that chose nothing, and the "
+        "test "
+        "set was used only there."
+    )
