@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from analysis.answers import verdicts
     from analysis.frames import ReportError, load_history, load_runs, load_studies
-    from analysis.page import report, write_report
+    from analysis.page import changed, report, write_report
     from analysis.statistics import resolvable_difference, seeds_needed
 
 _HOMES = {
     "ReportError": "analysis.frames",
+    "changed": "analysis.page",
     "load_history": "analysis.frames",
     "load_runs": "analysis.frames",
     "load_studies": "analysis.frames",
@@ -28,6 +29,7 @@ _HOMES = {
 
 __all__ = [
     "ReportError",
+    "changed",
     "load_history",
     "load_runs",
     "load_studies",

@@ -2,14 +2,14 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from analysis.frames import section, teachers_only
-from analysis.points import BASELINE, Point, compared, number, pairs, points, resolved
+from analysis.points import BASELINE, CONFIRM, Point, compared, number, pairs, points, resolved
 from analysis.statistics import EQUIVALENT, LEVEL, finite_test_interval, pooled_sd, seeds_needed
 from analysis.tables import fixed, p_value, share, signed
 
@@ -42,7 +42,7 @@ def verdicts(runs: pd.DataFrame, history: pd.DataFrame, studies: Sequence[Mappin
     for study in studies:
         found = points(runs, history, study)
         said += teacher_sentences(study) if teachers_only(study) else []
-        for answer in answers(found):
+        for answer in answers(found, points(runs, history, study, CONFIRM)):
             said += [answer.sentence, answer.support]
         said += warnings(runs, history, study, found)
     return said
@@ -58,9 +58,37 @@ def teacher_sentences(study: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def answers(found: Sequence[Point]) -> list[Answer]:
-    """The answer for each pair among the points of one study."""
-    return [_answer(pair, [each for each in found if each.pair == pair]) for pair in pairs(found)]
+def answers(found: Sequence[Point], fresh: Sequence[Point] = ()) -> list[Answer]:
+    """The answer for each pair among the points of one study.
+
+    Args:
+        found: the points of its result stage.
+        fresh: those of its confirmation.
+    """
+    given = [_answer(pair, [each for each in found if each.pair == pair]) for pair in pairs(found)]
+    return [replace(each, support=f"{each.support}{_confirmed(each, fresh)}") for each in given]
+
+
+def _confirmed(answer: Answer, fresh: Sequence[Point]) -> str:
+    """What fresh seeds say of the best point."""
+    best = answer.best
+    if best is None:
+        return ""
+    again = [
+        each
+        for each in fresh
+        if (each.pair, each.method, each.parameters) == (best.pair, best.method, best.parameters) and each.last.n
+    ]
+    gain = again[0].difference if again else None
+    if gain is None or not gain.n:
+        return ""
+    told = f"{signed(gain.mean)}"
+    if gain.low is not None and gain.high is not None:
+        told += f" ({signed(gain.low)} to {signed(gain.high)})"
+    verdict = "which is a gain" if gain.shown and gain.mean > 0 else "which shows no gain"
+    if gain.shown and gain.mean < 0:
+        verdict = "which is a loss"
+    return f" On {gain.n} fresh seeds it came out {told} points against {_baseline(best)}, {verdict}."
 
 
 def ratio_of(found: Sequence[Point]) -> float:

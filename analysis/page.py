@@ -21,7 +21,7 @@ from analysis.figures import Drawing
 from analysis.frames import ReportError, finished, load_history, load_runs, load_studies, section, teachers_only
 from analysis.paper_tables import paper_tables
 from analysis.papers import not_comparable, published_curve
-from analysis.points import Point, pairs, points, result_stage
+from analysis.points import CONFIRM, Point, pairs, points, result_stage
 from analysis.statistics import Difference
 from analysis.tables import Table
 from analysis.wording import methods_text
@@ -40,6 +40,7 @@ class PairPart:
     ablation: Table
     learning_curves: Drawing | None
     cost: Drawing | None
+    confirmed: Table | None
     printed: str
 
     @property
@@ -91,6 +92,7 @@ class StudyPart:
             self.conditions,
             self.gains,
             *(pair.ablation for pair in self.pairs),
+            *(pair.confirmed for pair in self.pairs),
             self.search_table,
             self.lost,
             self.teachers,
@@ -271,10 +273,14 @@ def _study_part(
     tried = tables.searched(mine, epochs, part)
     searched = list(dict.fromkeys(tried["pair"]))
     parts = []
-    for pair, answer in zip(pairs(found), answers(found), strict=True):
+    fresh = points(runs, history, study, CONFIRM)
+    for pair, answer in zip(pairs(found), answers(found, fresh), strict=True):
         own = [each for each in found if each.pair == pair]
         suffix = pair if len(pairs(found)) > 1 else ""
-        parts.append(_pair_part(own, mine, result, study, answer, names, prefix, suffix))
+        part_of_pair = _pair_part(own, mine, result, study, answer, names, prefix, suffix)
+        again = [each for each in fresh if each.pair == pair and each.last.n]
+        table = tables.confirmed(again, own, names(prefix, "confirmed", suffix)) if again else None
+        parts.append(replace(part_of_pair, confirmed=table))
     measured = names(prefix, "mis-instruction")
     for_methods = [each for each in found if each.last.n]
     return StudyPart(
@@ -342,6 +348,7 @@ def _pair_part(
         ablation=tables.ablation(own, study, names(prefix, "ablation", suffix)),
         learning_curves=figures.learning_curves(own, epochs, names(prefix, "learning-curves", suffix)),
         cost=figures.cost_curve(own, runs, names(prefix, "cost", suffix)),
+        confirmed=None,
         printed=printed,
     )
 

@@ -19,7 +19,6 @@ from analysis.statistics import Estimate, estimate
 from analysis.tables import Column, Table, fixed, mean_sd
 
 OUTSIDE = "‡"
-SEVERAL_DIGITS = 2
 # What the paper contradicts itself or its sources in, by table (science.md, section 2).
 CONTRADICTIONS: Mapping[int, tuple[str, ...]] = {
     1: ("The paper prints 70.50 for the WRN-40-1 student here and 71.36 in its Table 2.",),

@@ -21,6 +21,7 @@ from analysis.statistics import (
 )
 
 BASELINE = "kd"
+CONFIRM = "confirm"  # the stage whose seeds chose nothing
 SYMBOLS = {"alpha": "α", "tau": "τ", "beta": "β", "gamma": "γ"}
 # What a method is held against: what it would be without its calibration.
 _BASELINES = {"loca_dkd": "dkd", "loca_ls": "kd_ls", "loca_dkd_ls": "dkd_ls"}
@@ -41,6 +42,13 @@ BASELINE_ORDER = (
     "ctkd_ls",
     "mlkd_ls",
 )
+
+
+def baselines_of(method: str) -> tuple[str, ...]:
+    """What a method is held against, the first of these that a study has: itself without calibration, then KD."""
+    return tuple(dict.fromkeys((_BASELINES.get(method, BASELINE), BASELINE)))
+
+
 _NOT_PARAMETERS = {*TEXT, *FLAGS, *RESULTS, "seed", "started", "mis_instruction_ratio", "capped_ratio"}
 
 
@@ -109,16 +117,21 @@ def result_stage(study: Mapping[str, Any]) -> str:
     return "search" if study["selection"] == "paper" else "final"
 
 
-def points(runs: pd.DataFrame, history: pd.DataFrame, study: Mapping[str, Any]) -> list[Point]:
+def points(
+    runs: pd.DataFrame, history: pd.DataFrame, study: Mapping[str, Any], stage: str | None = None
+) -> list[Point]:
     """The points of one study's result stage, pair by pair as they were asked: baselines first, then by alpha.
+
+    `stage` names another: the points of `confirm` were trained again on fresh seeds, since they did best.
 
     Screening runs are left out: a point that survived the pruner was chosen by them. Runs of different protocols are
     never averaged together.
     """
-    mine = runs[(runs["study"] == study["study"]) & (runs["stage"] == result_stage(study)) & ~runs["screening"]]
+    stage = stage or result_stage(study)
+    mine = runs[(runs["study"] == study["study"]) & (runs["stage"] == stage) & ~runs["screening"]]
     if mine.empty:
         return []
-    ratios = _ratios(history[(history["study"] == study["study"]) & (history["stage"] == result_stage(study))])
+    ratios = _ratios(history[(history["study"] == study["study"]) & (history["stage"] == stage)])
     # Runs of `ce` have no teacher, their pair has.
     mine = mine.assign(teacher=mine["teacher"].mask(mine["teacher"] == "").groupby(mine["pair"]).transform("first"))
     mine["teacher"] = mine["teacher"].fillna("")
@@ -211,7 +224,7 @@ def _by_seed(done: pd.DataFrame, column: str) -> dict[int, float]:
 
 def _held_against(point: Point, found: Sequence[Point]) -> Point:
     """The point with its difference to its baseline, or to KD where the study has no such baseline."""
-    for baseline in dict.fromkeys((_BASELINES.get(point.method, BASELINE), BASELINE)):
+    for baseline in baselines_of(point.method):
         difference = _difference(point, baseline, found)
         if difference is not None:
             return replace(point, baseline=baseline, difference=difference)

@@ -153,6 +153,26 @@ def run(
 
 
 @app.command()
+def confirm(
+    study: StudyArgument,
+    top: Annotated[int, typer.Option(min=1, help="How many of each pair's best points.")] = 3,
+    seeds: Annotated[int, typer.Option(min=2, help="How many fresh seeds of each.")] = 5,
+    report: Annotated[bool, typer.Option("--report", help="Write the report at the end.")] = False,
+    device: DeviceOption = None,
+    concurrency: ConcurrencyOption = None,
+) -> None:
+    """Train a study's best points again, on seeds that did not choose them, with what they are held against.
+
+    The best of many points reads high, since luck helped to choose it; what fresh seeds say of it does not.
+    """
+    _, store = _open()
+    with store.opened():
+        _require_study(store, study)
+    wanted = [f"confirm={{top: {top}, seeds: {seeds}}}"]
+    run(study, wanted, report=report, device=device, concurrency=concurrency)
+
+
+@app.command()
 def launch(
     spec: SpecArgument,
     address: Annotated[str, typer.Option(help="The cluster's dashboard: http://HOST:8265.")],
@@ -464,12 +484,25 @@ def sync(
 def report(
     studies: Annotated[list[str], typer.Argument(metavar="STUDY...", help="One study or several.")],
     output: Annotated[Path | None, typer.Option("-o", "--output", metavar="DIR", help="Where to write it.")] = None,
+    check: Annotated[
+        bool, typer.Option("--check", help="Write nothing; fail where the stored report is not what the runs give now.")
+    ] = False,
 ) -> None:
     """Write the report: one HTML page, tables and figures.
 
     Markdown, CSV and LaTeX tables and SVG and PNG figures lie beside it.
     """
-    _conclude(studies, True, output)
+    if not check:
+        _conclude(studies, True, output)
+        return
+    with _analysing("writing the report again …") as (analysis, home):
+        folder = output or home.report("+".join(studies))
+        found = analysis.changed(home.tracking_uri, studies, folder)
+    if found:
+        rest = f" and {len(found) - 5} more" if len(found) > 5 else ""
+        out.print(f"{folder}: no longer what the runs give: {', '.join(found[:5])}{rest}", markup=False, style="red")
+        raise typer.Exit(RUNS_FAILED)
+    out.print(f"{folder}: what the runs give", markup=False)
 
 
 @app.command()

@@ -21,7 +21,7 @@ from typing import Any
 
 from search_spaces.spaces import MethodSpace, Value
 from study import runlog
-from study.plan import ABLATION, FINAL, SEARCH, TEACHER, Plan, RunPlan
+from study.plan import CONFIRM, FINAL, SEARCH, TEACHER, Plan, RunPlan
 from study.search import PointSearch, open_storage
 from study.standing import Point, Standing
 from study.store import COMPLETE, DONE, FAILED, OPEN, PRUNED, RUNNING, NewRun, PointRow, RunRow, Store
@@ -39,6 +39,7 @@ SAME_FAILURES = "budget.same_failures"
 """How the reason begins why a study stopped whose runs failed alike."""
 # Seed-major order: the first seed of all points, then the second, so that a whole curve shows early.
 _SEED_STRIDE = 100_000
+_STAGE_OFFSETS = {FINAL: _SEED_STRIDE**2, CONFIRM: 2 * _SEED_STRIDE**2}
 
 
 class Driver:
@@ -112,7 +113,8 @@ class Driver:
         self._over = self._standing.take(runs)
         self._over &= {(point.stage, point.point_id) for point in store.points(self.study) if point.state == OPEN}
         self._searched = 0  # points of the search stage, in all searches
-        self._chosen_at = -1  # the study's revision when points were chosen for the final stage
+        # The study's revision when points were chosen for the final stage, and for the confirmation.
+        self._chosen_at = {FINAL: -1, CONFIRM: -1}
 
     def __getstate__(self) -> dict[str, Any]:
         # Tune pickles whatever its searcher holds into a snapshot that nothing reads: the store is the memory.
@@ -181,7 +183,7 @@ class Driver:
         survived: set[str] = set()
         if self.plan.spec.search.pruner != "none":
             survived = {run.point_id for run in self.store.runs(self.study, SEARCH) if _survived(run)}
-        for opened in (stage, FINAL):
+        for opened in (stage, FINAL, CONFIRM):
             there = self.store.points(self.study, opened)
             self._ask_runs(enumerate(there), survived)
             if opened == SEARCH:
@@ -212,6 +214,8 @@ class Driver:
         )
 
     def _seeds(self, point: PointRow) -> list[int]:
+        if point.stage == CONFIRM:
+            return self.plan.confirm_seeds
         return self.plan.final_seeds if point.stage == FINAL else list(self.plan.spec.seeds)
 
     def _screens(self, point: PointRow) -> bool:
@@ -233,7 +237,7 @@ class Driver:
                 seeds = seeds[:1]
             if point.state == COMPLETE:
                 complete.add((point.stage, point.point_id))
-            stage_offset = _SEED_STRIDE**2 if point.stage == FINAL else 0
+            stage_offset = _STAGE_OFFSETS.get(point.stage, 0)
             for index, seed in enumerate(seeds):
                 run = self.plan.student_run(point.pair, point.stage, point.method, point.parameters, seed)
                 position = stage_offset + index * _SEED_STRIDE + number
@@ -315,7 +319,7 @@ class Driver:
         if point.stage == TEACHER:
             return None
         runs = list(runs)
-        metric = "test_top1_last" if point.stage in (FINAL, ABLATION) else self.plan.pairs[point.pair].valued_by
+        metric = self.plan.pairs[point.pair].valued_by if point.stage == SEARCH else "test_top1_last"
         counted = [run for run in runs if not run.screening] or runs
         return fmean((run.summary or {})[metric] for run in counted)
 
@@ -384,7 +388,7 @@ class Driver:
         return not self._propose()
 
     def _propose(self) -> bool:
-        """Ask a search for a new point, in fair turns; then, when all has ended, open the final stage."""
+        """Ask a search for a new point, in fair turns; then, when all has ended, choose points for the stages after."""
         if self._teacher_pairs is not None:
             return False
         for _ in range(len(self._turns)):
@@ -393,9 +397,13 @@ class Driver:
             if len(self._proposed[key]) < (self.plan.spec.search.points or 0) and not self._search_is_over():
                 self._sample(*key)
                 return True
-        if self.plan.has_final and not self._flight and self._standing.is_over(SEARCH):
-            return self._choose()
-        return False
+        first = self.plan.first_stage
+        if self._flight or not self._standing.is_over(first):
+            return False
+        if self.plan.has_final and self._choose(FINAL, self._best_of_methods):
+            return True
+        confirms = self.plan.spec.confirm is not None and self._standing.is_over(FINAL)
+        return confirms and self._choose(CONFIRM, self._best_and_baselines)
 
     def _first_points(self, pair: str, space: MethodSpace, mine: list[PointRow]) -> deque[tuple[dict[str, Value], str]]:
         """What is tried before a sampler is asked: the defaults, then the best points of pairs searched before."""
@@ -447,22 +455,44 @@ class Driver:
         self._searched += 1
         self._follow()
 
-    def _choose(self) -> bool:
-        """Ask for the final runs of the best points of each pair and method; True if there are new ones."""
-        if self._chosen_at == self._standing.revision:
+    def _choose(self, stage: str, choose: Callable[[list[PointRow]], list[PointRow]]) -> bool:
+        """Ask for runs of the points that a later stage trains again; True if there are new ones."""
+        if self._chosen_at[stage] == self._standing.revision:
             return False  # nothing has changed since
-        complete: dict[tuple[str, str], list[PointRow]] = {key: [] for key in self._searches}
-        for point in self.store.points(self.study, SEARCH):
-            if point.state == COMPLETE:
-                complete[point.pair, point.method].append(point)
-        for (pair, method), points in complete.items():
-            best = sorted(points, key=lambda p: p.value or 0.0, reverse=True)[: self.plan.spec.search.final_top]
-            chosen = [self._new_point(FINAL, pair, method, point.parameters, origin="chosen") for point in best]
-            self.store.add_points(chosen)
-            self._ask_runs(enumerate(chosen))
-        self._chosen_at = self._standing.revision
+        complete = [p for p in self.store.points(self.study, self.plan.first_stage) if p.state == COMPLETE]
+        best = choose(sorted(complete, key=lambda point: point.value or 0.0, reverse=True))
+        chosen = [self._new_point(stage, p.pair, p.method, p.parameters, origin="chosen") for p in best]
+        self.store.add_points(chosen)
+        self._ask_runs(enumerate(chosen))
+        self._chosen_at[stage] = self._standing.revision
         self._follow()
-        return self._standing.revision > self._chosen_at
+        return self._standing.revision > self._chosen_at[stage]
+
+    def _best_of_methods(self, ranked: list[PointRow]) -> list[PointRow]:
+        """The best points of each pair and method."""
+        of_method: dict[tuple[str, str], list[PointRow]] = {key: [] for key in self._searches}
+        for point in ranked:
+            of_method[point.pair, point.method].append(point)
+        return [point for points in of_method.values() for point in points[: self.plan.spec.search.final_top]]
+
+    def _best_and_baselines(self, ranked: list[PointRow]) -> list[PointRow]:
+        """The best points of each pair, and of each what it is held against."""
+        from analysis.points import BASELINE, baselines_of
+
+        assert self.plan.spec.confirm is not None
+        chosen: dict[str, PointRow] = {}
+        for pair in self.plan.pairs:
+            own = [point for point in ranked if point.pair == pair]
+            best = [point for point in own if point.method != BASELINE][: self.plan.spec.confirm.top]
+            chosen |= {point.point_id: point for point in best}
+            for point in best:
+                for method in baselines_of(point.method):
+                    held = [other for other in own if other.method == method]
+                    same = [o for o in held if all(point.parameters.get(k, v) == v for k, v in o.parameters.items())]
+                    if held:
+                        chosen.setdefault((same or held)[0].point_id, (same or held)[0])
+                        break
+        return list(chosen.values())
 
     # Budget
 
@@ -480,7 +510,7 @@ class Driver:
 
     def _exhausted(self, run: RunRow) -> bool:
         """Whether the budget forbids to start a run of a listed point. Stages that were opened in full go on."""
-        if run.stage in (FINAL, TEACHER) or (run.pair, run.method) in self._turns:
+        if run.stage in (FINAL, CONFIRM, TEACHER) or (run.pair, run.method) in self._turns:
             return False
         limit = self.plan.spec.budget.runs
         if limit is not None and self._runs_started + self.final_runs() >= limit:

@@ -18,7 +18,7 @@ from search_spaces import pairs
 from search_spaces.spaces import MethodSpace, Value
 from study.errors import RequestError
 from study.home import Home
-from study.spec import FINAL_SEED, DataSpec, PairSpec, Spec, TeacherSpec
+from study.spec import CONFIRM_SEED, FINAL_SEED, DataSpec, PairSpec, Spec, TeacherSpec
 from study.store import RunRow, canonical
 from trainables import calibration, data, engine, models, objectives, splits, teachers, views
 from trainables.data import ImageDataset
@@ -29,7 +29,7 @@ from trainables.runner import load_data
 from trainables.splits import Split
 from trainables.teaching import Teaching
 
-ABLATION, SEARCH, FINAL, TEACHER = "ablation", "search", "final", "teacher"
+ABLATION, SEARCH, FINAL, CONFIRM, TEACHER = "ablation", "search", "final", "confirm", "teacher"
 
 # Raised in its module when a fix there changes results; so that no run made before the fix is taken over after it.
 VERSIONS = {
@@ -81,7 +81,7 @@ class PairPlan:
             "validation_fraction": self.data.validation if self.chosen_by == "validation" else 0.0,
             "teacher_fraction": self.teacher.fraction if self.teacher.regime == "held_out" else None,
             "train_limit": self.data.train_limit,
-            "keep_validation_in_train": stage in (FINAL, TEACHER),
+            "keep_validation_in_train": stage in (FINAL, CONFIRM, TEACHER),
         }
 
     def split(self, stage: str) -> Split:
@@ -225,6 +225,12 @@ class Plan:
     def final_seeds(self) -> list[int]:
         """Seeds of the final stage: none of them chose a point."""
         return [FINAL_SEED + seed for seed in self.spec.seeds]
+
+    @property
+    def confirm_seeds(self) -> list[int]:
+        """Seeds of the confirmation: none of them chose a point, or was used before."""
+        asked = self.spec.confirm
+        return [] if asked is None else [CONFIRM_SEED + seed for seed in range(asked.seeds)]
 
     def student_run(self, pair: str, stage: str, method: str, parameters: Mapping[str, Value], seed: int) -> RunPlan:
         """The run of a point with a seed."""

@@ -122,7 +122,7 @@ def forecast(plan: Plan, store: Store | None, *, device: str, concurrency: int) 
     seconds = (max(0, runs - known) * each + asking) / concurrency + sum(training.values())
     sd, sd_from = _spread(plan, store)
     seeds = len(plan.spec.seeds)
-    points = expected_runs(plan.spec) // seeds
+    points = sum(points_of(plan.spec, space) for space in plan.spec.spaces().values()) * len(pairs)
     # All points of a pair but the baseline are compared with it, so the report corrects for that (Holm's first step).
     comparisons = max(1, points // len(pairs) - 1)
     resolvable = resolvable_difference(sd, seeds, paired=False) if seeds > 1 else None

@@ -16,7 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from search_spaces.spaces import Value, written
-from study.plan import FINAL, TEACHER
+from study.plan import CONFIRM, FINAL, TEACHER
 from study.store import DONE, FAILED, PRUNED, RUNNING, RunRow, Store
 
 _TITLES = {"test_top1_last": "test %", "val_top1_last": "val %"}
@@ -142,7 +142,8 @@ class Progress:
         lines = []
         for (stage, pair, method), group in self._groups.items():
             name = "teacher" if stage == TEACHER else method
-            label = " ".join(([pair] if len(pairs) > 1 else []) + [name] + (["(final)"] if stage == FINAL else []))
+            later = [f"({stage})"] if stage in (FINAL, CONFIRM) else []
+            label = " ".join([*([pair] if len(pairs) > 1 else []), name, *later])
             states = group.states
             lines.append(
                 Line(

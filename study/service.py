@@ -307,7 +307,9 @@ def expected_runs(spec: Spec) -> int:
     seeds = len(spec.seeds)
     points = sum(points_of(spec, space) for space in spec.spaces().values())
     final = len(spec.methods) * spec.search.final_top if spec.chosen_by == "validation" else 0
-    return (points + final) * len(spec.pairs) * seeds
+    # The points that are confirmed, and one that they are held against.
+    confirmed = 0 if spec.confirm is None else (min(spec.confirm.top, points) + 1) * spec.confirm.seeds
+    return ((points + final) * seeds + confirmed) * len(spec.pairs)
 
 
 def describe(plan: Plan) -> dict[str, Any]:

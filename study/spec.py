@@ -166,6 +166,13 @@ class SearchSpec(_Part):
     )
 
 
+class ConfirmSpec(_Part):
+    """The best points trained again, so that their gains are told by seeds that did not choose them."""
+
+    top: int = Field(3, ge=1, description="points of each pair that are trained again, with what they are held against")
+    seeds: int = Field(5, ge=2, description="fresh seeds of each")
+
+
 class Budget(_Part):
     """Limits of the whole study; null means none."""
 
@@ -194,6 +201,9 @@ class Spec(_Part):
         "validation", description="paper: choose by test accuracy, as the papers do; printed in every report"
     )
     seeds: tuple[int, ...] = Field(min_length=1)
+    confirm: ConfirmSpec | None = Field(
+        None, description="train the best points again on fresh seeds when all else is done; `kdstudy confirm` adds it"
+    )
     budget: Budget = Budget()  # type: ignore[call-arg]
 
     @field_validator("seeds", mode="before")
@@ -337,6 +347,8 @@ class Spec(_Part):
 
 # Seeds from here on belong to the final stage, so that it never repeats a seed that chose the point.
 FINAL_SEED = 1_000_000
+# From here on to the confirmation, which repeats neither.
+CONFIRM_SEED = 2_000_000
 
 
 def resolve_protocol(raw: Mapping[str, Any], student: str | None = None) -> protocols.Protocol:

@@ -31,7 +31,7 @@ from search_spaces.spaces import written
 from study import mlflow_page, runlog
 from study.errors import RequestError, one_line
 from study.home import Home
-from study.plan import TEACHER, digest
+from study.plan import CONFIRM, FINAL, TEACHER, digest
 from study.store import DONE, FAILED, PRUNED, RUNNING, WAITING, RunRow, Store
 
 log = logging.getLogger("kdstudy.tracking")
@@ -486,7 +486,7 @@ def _csv(history: Sequence[Mapping[str, float]]) -> str:
 
 def _run_name(run: RunRow) -> str:
     shown = [f"{name}={written(value)}" for name, value in _own(run)]
-    return " ".join([run.method, *shown, f"seed={run.seed}", *([run.stage] if run.stage == "final" else [])])
+    return " ".join([run.method, *shown, f"seed={run.seed}", *([run.stage] if run.stage in (FINAL, CONFIRM) else [])])
 
 
 def _own(run: RunRow) -> Iterator[tuple[str, float | str | bool]]:

@@ -1,10 +1,11 @@
 """The sentences of a report say what the numbers support, and no more."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from analysis import load_history, load_runs, load_studies, verdicts
+from analysis import load_history, load_runs, load_studies, report, verdicts
 
 
 @pytest.fixture
@@ -39,6 +40,32 @@ def test_the_same_gain_of_the_best_of_four_points_is_only_a_lead(say: Any) -> No
     assert "resolve a difference of" in said[1]
     assert "best of 4 points" in said[1]
     assert "smallest alpha tried" in said[1]
+
+
+def test_what_fresh_seeds_say_of_the_best_point_stands_beside_it(
+    say: Any, made: Any, store: str, tmp_path: Any
+) -> None:
+    chosen = made.sweep({("kd", None): (70.0, 71.0, 72.0), ("loca", 0.9): (73.0, 75.0, 77.0)}, epochs=2)
+    fresh = made.sweep({("kd", None): (70.0, 71.0), ("loca", 0.9): (70.5, 71.6)}, epochs=2, stage="confirm")
+    runs = [*chosen, *(replace(run, seed=2_000_000 + run.seed) for run in fresh)]
+    said = say("confirmed", runs)
+    assert said[0].startswith("LoCa at alpha 0.9 gained 4.00")
+    # Differences 0.5 and 0.6: mean 0.55, half the interval 12.706 * 0.0707 / sqrt(2).
+    assert said[1].endswith(
+        "On 2 fresh seeds it came out +0.55 (−0.09 to +1.19) points against KD, which shows no gain."
+    )
+    report(store, "confirmed", tmp_path / "out")
+    table = (tmp_path / "out/tables/confirmed.csv").read_text().splitlines()
+    assert table[0].startswith("point,chosen_mean,chosen_sd")
+    row = dict(zip(table[0].split(","), table[2].split(","), strict=True))
+    assert (float(row["chosen_mean"]), float(row["fresh_mean"])) == (75.0, pytest.approx(71.05))
+    assert float(row["change"]) == pytest.approx(-3.95)
+
+
+def test_a_tight_difference_around_zero_is_called_none(say: Any, made: Any) -> None:
+    runs = made.sweep({("kd", None): (70.0, 71.0, 72.0), ("loca", 0.9): (70.02, 70.99, 72.01)}, epochs=2)
+    said = say("equivalent", runs)
+    assert "is no different from KD by as much as 0.2 points: +0.01" in said[0]
 
 
 def test_a_difference_that_could_be_chance_is_no_gain(say: Any) -> None:

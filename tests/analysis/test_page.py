@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from mlflow import MlflowClient
 
-from analysis import ReportError, page, report
+from analysis import ReportError, changed, page, report
 
 
 class Reader(HTMLParser):
@@ -43,6 +44,35 @@ def files(folder: Path) -> dict[str, bytes]:
     return {str(each.relative_to(folder)): each.read_bytes() for each in sorted(folder.rglob("*")) if each.is_file()}
 
 
+def test_a_stored_report_is_checked_against_its_runs(store: str, write: Any, made: Any, tmp_path: Path) -> None:
+    write(made.study_record("checked"), made.sweep({("kd", None): (70.0, 71.0), ("loca", 0.9): (71.0, 73.0)}))
+    out = tmp_path / "out"
+    report(store, "checked", out)
+    assert changed(store, "checked", out) == []
+    table = out / "tables" / "ablation.csv"
+    table.write_text(table.read_text().replace("70.5", "70.6"))
+    (out / "figures" / "more.svg").write_text("left over")
+    assert changed(store, "checked", out) == ["figures/more.svg", "tables/ablation.csv"]
+    with pytest.raises(ReportError, match="there is no report to check"):
+        changed(store, "checked", tmp_path / "nothing")
+
+
+def test_a_number_that_changes_in_the_store_changes_the_report(
+    store: str, write: Any, made: Any, tmp_path: Path
+) -> None:
+    runs = made.sweep({("kd", None): (70.0, 71.0), ("loca", 0.9): (71.0, 73.0)})
+    write(made.study_record("broken"), runs)
+    report(store, "broken", tmp_path / "out")
+    client = MlflowClient(store)
+    experiment = client.get_experiment_by_name("broken")
+    (run,) = client.search_runs([experiment.experiment_id], "tags.`kdstudy.run_id` = '" + runs[-1].identity() + "'")
+    client.log_metric(run.info.run_id, "test_top1_last", 74.0)
+    found = changed(store, "broken", tmp_path / "out")
+    assert {"report.html", "report.md", "tables/ablation.csv", "tables/paper-table-2.csv"} <= set(found)
+    assert {"figures/alpha-curve.svg", "figures/alpha-curve.png"} <= set(found)
+    assert "tables/teachers.csv" not in found
+
+
 def test_the_report_has_every_part(folder: Path) -> None:
     assert sorted(files(folder)) == sorted(
         [
@@ -55,7 +85,7 @@ def test_the_report_has_every_part(folder: Path) -> None:
             ),
             *(
                 f"tables/{name}.{end}"
-                for name in ("ablation", "paper-table-1", "paper-table-2", "paper-table-6", "runs-without-result", "teachers")
+                for name in ("ablation", *(f"paper-table-{n}" for n in (1, 2, 6)), "runs-without-result", "teachers")
                 for end in ("csv", "md", "tex")
             ),
         ]

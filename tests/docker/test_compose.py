@@ -242,7 +242,7 @@ def test_a_worker_is_lost_and_another_comes(laptop: Laptop, cluster: Engine) -> 
 
 
 def test_the_store_and_the_bucket_are_restarted(laptop: Laptop, cluster: Engine) -> None:
-    laptop.launch("stores", 150)
+    laptop.launch("stores", 170)
     laptop.wait_until("stores", in_the_middle)
     cluster.compose("restart", "--timeout", "1", "postgres")
     before = trained(laptop.runs("stores"))

@@ -274,6 +274,32 @@ def test_the_final_stage_trains_the_chosen_points_on_fresh_seeds_and_all_images(
     assert len(final) == 4
 
 
+def test_a_confirmation_trains_the_best_points_and_their_baseline_on_seeds_that_chose_nothing() -> None:
+    Simulation(lists()).finish()
+    again = Simulation(lists(confirm={"top": 2, "seeds": 3}))
+    again.finish()
+    asked = {(r["method"], r["parameters"].get("alpha"), r["seed"]) for r in again.requests}
+    # flat() grows with alpha, so 1.0 and 0.9 are the best.
+    points = [("kd", None), ("loca", 0.9), ("loca", 1.0)]
+    assert asked == {(*point, seed) for point in points for seed in (2_000_000, 2_000_001, 2_000_002)}
+    assert all(request["evaluate_test"] for request in again.requests)
+    more = Simulation(lists(confirm={"top": 2, "seeds": 4}))
+    more.finish()
+    assert {r["seed"] for r in more.requests} == {2_000_003}
+    assert len(more.requests) == 3
+
+
+def test_a_search_confirms_after_its_final_stage() -> None:
+    simulation = Simulation(spec_of(**SEARCH, confirm={"top": 1, "seeds": 2}))
+    simulation.finish()
+    seeds = [request["seed"] for request in simulation.requests]
+    assert [seed >= 2_000_000 for seed in seeds] == [False] * (len(seeds) - 2) + [True] * 2
+    confirmed = simulation.store.points("sim", "confirm")
+    best = max((p for p in simulation.store.points("sim", "search")), key=lambda point: point.value or 0)
+    assert [(point.method, point.parameters) for point in confirmed] == [(best.method, best.parameters)]
+    assert all(request["split"]["keep_validation_in_train"] for request in simulation.requests[-2:])
+
+
 def test_a_search_samples_the_asked_number_of_points_and_a_continued_one_no_more() -> None:
     simulation = Simulation(spec_of(**SEARCH))
     for _ in range(5):
