@@ -462,9 +462,9 @@ def conditions(study: Mapping[str, Any], name: str) -> Table | None:
     columns = [
         _text("pair", "pair"),
         _one("num_classes", "classes", _classes, itemgetter("num_classes")),
-        _one("train_images", "training images", lambda row: f"{row['train_images']:,}", itemgetter("train_images")),
+        _one("train_images", "training images", lambda row: _count(row["train_images"]), itemgetter("train_images")),
         _one("label_noise", "wrong labels", lambda row: share(row["label_noise"]), itemgetter("label_noise")),
-        _one("test_images", "test images", lambda row: f"{row['test_images']:,}", itemgetter("test_images")),
+        _one("test_images", "test images", lambda row: _count(row["test_images"]), itemgetter("test_images")),
         _text("protocol", "protocol"),
         _one("changes", "changed", _changes, _changes, numeric=False),
     ]
@@ -509,7 +509,11 @@ def teachers(study: Mapping[str, Any], name: str) -> Table | None:
 
 
 def _trained_images(row: Mapping[str, Any]) -> str:
-    return f"{row['trained_images']:,}" if row.get("trained_images") is not None else NOTHING
+    return _count(row.get("trained_images"))
+
+
+def _count(number: int | None) -> str:
+    return NOTHING if number is None else f"{number:,}"
 
 
 def _teacher_accuracy(row: Mapping[str, Any]) -> str:

@@ -30,20 +30,17 @@ def methods_text(study: Mapping[str, Any], found: Sequence[Point]) -> list[str]:
     data, protocol = study["data"], study["protocol"]
     names = list(dict.fromkeys(each.method for each in found))
     said = [
-        f"Data. {data['name']}, {data['num_classes']} classes: {data['train_images']:,} of "
-        f"{data['full_train_images']:,} "
-        f"training images, {data['validation_images']:,} for validation, {data['test_images']:,} of "
-        f"{data['full_test_images']:,} test images."
-        + (
-            f" {data['label_noise']:.0%} of the training labels are wrong on purpose."
-            if data.get("label_noise")
-            else ""
-        ),
+        _data(data),
         f"Training. Protocol {protocol['base']}"
         + "".join(f", {name} {protocol[name]:g}" for name in ("epochs", "batch_size", "lr") if name in protocol)
         + ". "
         + (_deviations(study) or "Nothing deviates from it."),
     ]
+    if study.get("imported"):
+        said.append(
+            "Whose runs. They were imported: kdstudy has not run them, and what they were trained with is what their "
+            "source says."
+        )
     if names:
         explained = [f"{name}: {_explained(name)}" for name in names]
         seeds = len(study["seeds"])
@@ -65,6 +62,19 @@ def methods_text(study: Mapping[str, Any], found: Sequence[Point]) -> list[str]:
         "the same teacher: they say nothing of other data or teachers.",
     ]
     return said
+
+
+def _data(data: Mapping[str, Any]) -> str:
+    if data["train_images"] is None:
+        return f"Data. {data['name']}, {data['num_classes']} classes; how many images is not known."
+    text = (
+        f"Data. {data['name']}, {data['num_classes']} classes: {data['train_images']:,} of "
+        f"{data['full_train_images']:,} training images, {data['validation_images']:,} for validation, "
+        f"{data['test_images']:,} of {data['full_test_images']:,} test images."
+    )
+    if data.get("label_noise"):
+        text += f" {data['label_noise']:.0%} of the training labels are wrong on purpose."
+    return text
 
 
 def _explained(name: str) -> str:

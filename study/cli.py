@@ -574,6 +574,31 @@ def ui(
     )
 
 
+@app.command("import-results")
+def import_results(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="CSV with a header, or JSON lines; one row a run.")],
+    study: Annotated[str, typer.Option(help="What to call them, as a study of their own.")],
+    source: Annotated[str, typer.Option(help="Whose they are; shown in every report.")],
+    protocol: Annotated[str, typer.Option(help="The protocol that they were made with.")] = "unknown",
+    classes: Annotated[int | None, typer.Option(min=2, help="Number of classes; by default the data set's.")] = None,
+) -> None:
+    """Take results of others into MLflow, so that `report` can show them beside one's own, marked as imported.
+
+    Columns: dataset, teacher, student, method, seed, alpha, tau, beta, gamma, state, reason, test_top1_last,
+    test_top5_last, test_top1_best (percent), mis_instruction_ratio (0 to 1), device, device_seconds. Needed are
+    dataset, student, method, seed and, of a run that is done, test_top1_last.
+    """
+    from study import results
+    from study.home import open_home
+    from study.store import Store
+
+    home = open_home()
+    with Store(home.store_url).opened() as store:
+        taken = store.study_names()
+    number = results.import_results(home, taken, file, study=study, source=source, protocol=protocol, classes=classes)
+    out.print(f"{number} runs of {source} are in MLflow as {study}; {printing.command()} report {study}", markup=False)
+
+
 @app.command()
 def doctor() -> None:
     """Check what kdstudy needs on this machine."""
