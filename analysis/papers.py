@@ -119,3 +119,10 @@ def _where(row: Mapping[Any, Any]) -> str:
     if not pd.isna(row["epoch"]):
         where += f", {row['epoch']} epoch"
     return where
+
+
+@cache
+def load_times() -> dict[tuple[str, str], float]:
+    """LoCa's Table 7 by (method, quantity): `kd_loss` and `batch_of_64` in ms, `epoch` in s."""
+    text = files("analysis").joinpath("published", "table7_time.csv").read_text(encoding="utf-8")
+    return {(row["method"], row["quantity"]): row["value"] for row in pd.read_csv(StringIO(text)).to_dict("records")}

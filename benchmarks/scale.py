@@ -217,7 +217,7 @@ def _fill_search(clock: Clock, points: int) -> None:
     stored.fill(points, sampled=True)
 
 
-def _apart(work: Callable[[Clock, int], None], points: int) -> dict[str, tuple[float, float | None]]:
+def apart(work: Callable[[Clock, int], None], points: int) -> dict[str, tuple[float, float | None]]:
     """Do some work in a process of its own, which has all modules already."""
     context = multiprocessing.get_context("fork")
     receive, send = context.Pipe(duplex=False)
@@ -245,13 +245,13 @@ def of_size(points: int, folder: Path) -> dict[str, tuple[float, float | None]]:
     for sampled, work in ((False, (look, track, load, drive_lists)), (True, (drive_search,))):
         with environment(KDSTUDY_HOME=str(folder / ("search" if sampled else "lists"))):
             # In a process of its own too, or the others would be given what this one has left of its memory.
-            _apart(_fill_search if sampled else _fill_lists, points)
+            apart(_fill_search if sampled else _fill_lists, points)
             if not sampled:
                 home = open_home()
                 found["store.db"] = 0.0, stored.megabytes(sqlite_file(home.store_url))
                 found["mlflow.db"] = 0.0, stored.megabytes(home.root / "mlflow.db")
             for each in work:
-                found |= _apart(each, points)
+                found |= apart(each, points)
     return found
 
 

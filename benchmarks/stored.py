@@ -35,14 +35,14 @@ MORE = 30  # points that are asked for and have not begun
 _METRICS = ("train_loss", "train_top1", "lr", "mis_instruction_ratio", "capped_ratio", "test_top1", "test_top5")
 
 
-def spec_of(points: int, sampled: bool) -> Spec:
+def spec_of(points: int, sampled: bool, epochs: int = EPOCHS) -> Spec:
     """A study of alpha and tau of which so many points have ended and some are left: listed, or drawn by TPE."""
     asked = points + MORE
     listed = {"alpha": [0.5 + 0.5 * index / asked for index in range(asked)]}
     ranges = {"alpha": {"range": [0.5, 1.0]}, "tau": {"range": [1, 8], "log": True}}
     raw: dict[str, Any] = {
         "name": STUDY,
-        "protocol": {"base": "digits-quick", "epochs": EPOCHS},
+        "protocol": {"base": "digits-quick", "epochs": epochs},
         "data": {"name": "digits"},
         "teacher": {"checkpoint": "given"},
         "pairs": ["cnn32-cnn3"],
@@ -61,9 +61,9 @@ def plan_of(spec: Spec) -> Plan:
     return plan
 
 
-def fill(points: int, sampled: bool) -> Spec:
+def fill(points: int, sampled: bool, epochs: int = EPOCHS) -> Spec:
     """Make the study with its ended points in the home that the environment names."""
-    spec = spec_of(points, sampled)
+    spec = spec_of(points, sampled, epochs)
     plan = plan_of(spec)
     ((pair, of_pair),) = plan.pairs.items()
     (space,) = spec.spaces().values()
@@ -99,7 +99,7 @@ def fill(points: int, sampled: bool) -> Spec:
                 run = plan.student_run(pair, row.stage, row.method, row.parameters, seed)
                 position = index * 100_000 + number
                 runs.append(NewRun(row.stage, row.point_id, run.run_id, seed, run.identity, run.epochs, position))
-                ends.append((run.run_id, _history(float(parameters["alpha"]), seed)))
+                ends.append((run.run_id, _history(float(parameters["alpha"]), seed, epochs)))
         store.add_points(rows)
         store.add_runs(STUDY, runs)
         _end(store, ends)
@@ -110,10 +110,10 @@ def _told(row: PointRow, search: PointSearch) -> PointRow:
     return PointRow(**{**vars(row), "trial": search.tell(row)})
 
 
-def _history(alpha: float, seed: int) -> list[dict[str, float]]:
+def _history(alpha: float, seed: int, epochs: int) -> list[dict[str, float]]:
     return [
         {"epoch": epoch, **{name: alpha + seed + epoch / (number + 1) for number, name in enumerate(_METRICS)}}
-        for epoch in range(1, EPOCHS + 1)
+        for epoch in range(1, epochs + 1)
     ]
 
 
