@@ -111,7 +111,11 @@ def _tracking(tracking_uri: str) -> Iterator[Any]:
             raise ReportError(
                 f"tracking store {tracking_uri}: there is no such file; give the address of a study's MLflow"
             )
-    limits = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "20"}
+    limits = {
+        "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
+        "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
+        "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",  # one for each of a thousand files
+    }
     added = [name for name in limits if name not in os.environ]
     os.environ.update({name: limits[name] for name in added})
     try:

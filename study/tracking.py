@@ -49,6 +49,9 @@ def configure() -> None:
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
+    # It would print two lines for each run that ends on a server, and a bar for each file that a report reads.
+    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
     named = os.environ.get("MLFLOW_TRACKING_PASSWORD_FILE")
     if named and not os.environ.get("MLFLOW_TRACKING_PASSWORD"):
