@@ -15,7 +15,7 @@ import pandas as pd
 from analysis.frames import PARAMETERS
 from analysis.papers import not_comparable, published
 from analysis.points import BASELINE, SYMBOLS, Point, number, pairs, result_stage, varying
-from analysis.statistics import EQUIVALENT, Estimate
+from analysis.statistics import EQUIVALENT, Estimate, estimate
 
 NOTHING = "–"
 MINUS = "−"
@@ -279,7 +279,8 @@ def confirmed(fresh: Sequence[Point], before: Sequence[Point], name: str) -> Tab
 
 
 def gains(found: Sequence[Point], name: str) -> Table | None:
-    """One row a pair: how often its teacher is wrong, and what each calibrated point gained there.
+    """One row a pair: how often its teacher is wrong, and what each calibrated point gained there; then the mean of
+    pairs.
 
     None where there is one pair, or no calibrated point; the points that most pairs have come first, six at most.
     """
@@ -293,16 +294,14 @@ def gains(found: Sequence[Point], name: str) -> Table | None:
         own = [each for each in found if each.pair == pair]
         ratios = [each.mis_instruction_ratio for each in own if not math.isnan(each.mis_instruction_ratio)]
         ratio = sum(ratios) / len(ratios) if ratios else math.nan
-        rows.append({"pair": pair, "ratio": ratio, "points": {each.label: each for each in own}})
+        rows.append({"pair": pair, "ratio": ratio, "gains": {each.label: each.difference for each in own}})
+    rows.append({"pair": f"mean over {len(names)} pairs", "ratio": math.nan, "gains": _over_pairs(rows, common)})
 
     def of(label: str) -> Column:
-        def difference(row: Any) -> Any:
-            return getattr(row["points"].get(label), "difference", None)
+        def gain(row: Any) -> Any:
+            return row["gains"].get(label)
 
-        def shown(row: Any) -> str:
-            return _gain(row["points"][label]) if label in row["points"] else NOTHING
-
-        return Column(f"Δ {label}", shown, _around(f"difference {label}", difference))
+        return Column(f"Δ {label}", lambda row: _around_text(gain(row)), _around(f"difference {label}", gain))
 
     columns = [
         _text("pair", "pair"),
@@ -310,8 +309,23 @@ def gains(found: Sequence[Point], name: str) -> Table | None:
         *map(of, common),
     ]
     against = ", ".join(dict.fromkeys(each.baseline for each in found if each.label in common))
-    notes = [f"Δ is to {against}, last epoch, in points, paired by seed, with its 95 % interval."]
-    return Table(name, "Gain by pair", columns, rows, notes)
+    notes = [
+        f"Δ is to {against}, last epoch, in points, paired by seed, with its 95 % interval. The mean over pairs counts "
+        "each pair once, and its interval is over pairs: it speaks of pairs like these, not of these seeds; it stands "
+        "where all pairs have the point."
+    ]
+    return Table(name, "Gain by pair", columns, rows, notes, lambda row: row is rows[-1])
+
+
+def _over_pairs(rows: Sequence[Mapping[str, Any]], labels: Sequence[str]) -> dict[str, Estimate]:
+    """The mean gain over pairs of the points that all of them have, with its interval over pairs."""
+    found = {}
+    for label in labels:
+        gains = [row["gains"].get(label) for row in rows]
+        means = [gain.mean for gain in gains if gain is not None and gain.n]
+        if len(means) == len(rows):
+            found[label] = estimate(means)
+    return found
 
 
 def result_title(study: Mapping[str, Any]) -> str:
@@ -320,10 +334,15 @@ def result_title(study: Mapping[str, Any]) -> str:
 
 
 def _gain(point: Point) -> str:
-    if point.difference is None or not point.difference.n:
+    return _around_text(point.difference)
+
+
+def _around_text(gain: Estimate | None) -> str:
+    """A mean difference with its interval."""
+    if gain is None or not gain.n:
         return NOTHING
-    around = interval(point.difference, signed)
-    return signed(point.difference.mean) + (f" ({around})" if around != NOTHING else "")
+    around = interval(gain, signed)
+    return signed(gain.mean) + (f" ({around})" if around != NOTHING else "")
 
 
 def _p_values(point: Point) -> str:

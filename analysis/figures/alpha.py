@@ -106,7 +106,7 @@ def alpha_curve(
     seeds = f"n = {ns[0]}" if len(ns) == 1 else f"n = {ns[0]} to {ns[-1]}"
     caption = (
         f"Test top-1 of the last epoch against α ({seeds} seeds a point). Each small dot is one seed, the larger "
-        "marker their mean, the bar the 95 % t interval of the mean"
+        "marker their mean, the bar the 95 % interval of the mean"
         + (" (one seed gives no interval)" if ns[0] == 1 else "")
         + (", an arrow where the interval goes on" if _beyond([*swept, *baselines], limits) else "")
         + "; lines and bands are the baselines' means and 95 % intervals, shown again with their seeds at the right. "
