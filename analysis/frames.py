@@ -352,7 +352,10 @@ def load_studies(tracking_uri: str, studies: str | Sequence[str]) -> list[dict[s
                 raise ReportError(
                     f"study {study!r} has no study.json in MLflow yet: `kdstudy sync {study}` completes it"
                 )
-            found.append(_BLANK | json.loads(text))
+            # Pages of a server can be linked to; a database file has none until `kdstudy ui` shows it.
+            server = tracking_uri.rstrip("/") if urlparse(tracking_uri).scheme in ("http", "https") else None
+            experiment = _experiment(client, study).experiment_id
+            found.append(_BLANK | json.loads(text) | {"mlflow": {"server": server, "experiment": experiment}})
     return found
 
 

@@ -26,6 +26,7 @@ from analysis.statistics import Difference
 from analysis.tables import Table
 from analysis.wording import methods_text
 
+SHOWN_RUNS = 500
 MARK = '<meta name="generator" content="kdstudy">'
 ENTRIES = ("report.html", "report.md", "tables", "figures")
 
@@ -78,6 +79,7 @@ class StudyPart:
     search_table: Table | None
     lost: Table | None
     teachers: Table | None
+    runs: Table
 
     @property
     def drawings(self) -> list[Drawing]:
@@ -300,6 +302,7 @@ def _study_part(
         search_table=tables.search_table(tried, names(prefix, "search"), part) if searched else None,
         lost=tables.lost_runs(mine, names(prefix, "runs-without-result")),
         teachers=tables.teachers(study, names(prefix, "teachers")),
+        runs=tables.all_runs(mine, names(prefix, "runs")),
     )
 
 
@@ -391,6 +394,7 @@ def _context(content: Content) -> dict[str, Any]:
         "plain": plain,
         "duration": duration,
         "result_title": tables.result_title,
+        "shown_runs": SHOWN_RUNS,
     }
 
 
@@ -430,6 +434,8 @@ def _write(content: Content, folder: Path) -> None:
     for table in content.tables:
         for ending, text in (("csv", table.csv()), ("md", table.markdown()), ("tex", table.latex())):
             (folder / "tables" / f"{table.name}.{ending}").write_text(text, encoding="utf-8", newline="\n")
+    for part in content.parts:  # too long for a page of paper
+        (folder / "tables" / f"{part.runs.name}.csv").write_text(part.runs.csv(), encoding="utf-8", newline="\n")
     for drawing in content.drawings:
         (folder / "figures" / f"{drawing.name}.svg").write_bytes(drawing.svg)
         (folder / "figures" / f"{drawing.name}.png").write_bytes(drawing.png)

@@ -394,6 +394,24 @@ def _text(key: str, heading: str) -> Column:
     return _one(key, heading, lambda row: str(row[key]), itemgetter(key), numeric=False)
 
 
+def all_runs(runs: pd.DataFrame, name: str) -> Table:
+    """Every run of a study, with its id here and in MLflow."""
+    numbers = [key for key in PARAMETERS if runs[key].notna().any()]
+    columns = [
+        _text("run_id", "run"),
+        _text("pair", "pair"),
+        _text("method", "method"),
+        *(_searched_parameter(key) for key in numbers),
+        _one("seed", "seed", lambda row: str(row["seed"]), itemgetter("seed")),
+        _text("stage", "stage"),
+        _text("state", "state"),
+        _one("test_top1_last", "last epoch, %", lambda row: fixed(row["test_top1_last"]), itemgetter("test_top1_last")),
+        _one("device_seconds", "device, s", lambda row: fixed(row["device_seconds"], 1), itemgetter("device_seconds")),
+        _text("mlflow_run_id", "in MLflow"),
+    ]
+    return Table(name, "Every run", columns, runs.to_dict("records"))
+
+
 def searched(runs: pd.DataFrame, history: pd.DataFrame, part: str = "val") -> pd.DataFrame:
     """The search's own points in the order of their start: parameters, mean accuracy, state, seeds.
 

@@ -14,6 +14,7 @@ from scipy import stats
 from analysis import figures, load_history, load_runs, load_studies
 from analysis.figures.cost import pareto
 from analysis.points import Point, points
+from analysis.tables import gains
 
 PAIRS = {"digits/cnn32-cnn3": (0.1, 0.5), "digits/cnn3-cnn3": (0.2, 1.0), "digits/cnn32-cnn3@other": (0.3, 1.5)}
 
@@ -63,6 +64,15 @@ def test_gain_against_ratio_fits_the_line_that_scipy_fits(several: list[Point]) 
     drawn = figures.gain_against_ratio(two, "ratio")
     assert drawn is not None
     assert "Two pairs make no line" in drawn.caption
+
+
+def test_the_mean_gain_over_pairs_has_its_interval_over_pairs(several: list[Point]) -> None:
+    table = gains(several, "gains")
+    assert table is not None
+    # Gains 0.5, 1 and 1.5: mean 1, SD 0.5, half the interval 4.3027 * 0.5 / sqrt(3).
+    row = table.cells()[-1]
+    heading = [column.heading for column in table.columns].index("Δ loca α 0.9")
+    assert (row[0], row[heading]) == ("mean over 3 pairs", "+1.00 (−0.24 to +2.24)")
 
 
 def test_the_front_of_cost_and_accuracy() -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from mlflow import MlflowClient
 
-from analysis import ReportError, changed, page, report
+from analysis import ReportError, changed, load_history, load_runs, load_studies, page, report, write_report
 
 
 class Reader(HTMLParser):
@@ -88,8 +88,18 @@ def test_the_report_has_every_part(folder: Path) -> None:
                 for name in ("ablation", *(f"paper-table-{n}" for n in (1, 2, 6)), "runs-without-result", "teachers")
                 for end in ("csv", "md", "tex")
             ),
+            "tables/runs.csv",
         ]
     )
+
+
+def test_the_runs_of_a_server_are_linked_to(store: str, tmp_path: Path) -> None:
+    frames = load_runs(store, "ablation"), load_history(store, "ablation"), load_studies(store, "ablation")
+    frames[2][0]["mlflow"] = {"server": "http://mlflow:5000", "experiment": "7"}
+    page = write_report(*frames, tmp_path / "out").read_text(encoding="utf-8")
+    run = frames[0]["mlflow_run_id"].iloc[0]
+    assert f'<a href="http://mlflow:5000/#/experiments/7/runs/{run}">{run}</a>' in page
+    assert (tmp_path / "out/tables/runs.csv").read_text().count("\n") == len(frames[0]) + 1
 
 
 def test_the_page_asks_for_nothing_outside_itself(folder: Path) -> None:
