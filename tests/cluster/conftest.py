@@ -11,9 +11,10 @@ import sys
 import tempfile
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import MappingProxyType
 
 import psutil
 import pytest
@@ -77,16 +78,19 @@ class Nodes:
         arguments += ["--include-dashboard", str(self._dashboard).lower(), "--dashboard-port", str(self.dashboard)]
         self.head = self._start("head", arguments)
 
-    def add(self) -> subprocess.Popen[bytes]:
-        """A node with one core."""
+    def add(self, **environment: str) -> subprocess.Popen[bytes]:
+        """A node with one core; `environment` is its own."""
         name = f"node-{len(self._nodes)}"
         arguments = ["--address", self.address, "--num-cpus", "1", "--resources", '{"worker": 1}']
         # Nodes on one host would fight for the default.
-        node = self._start(name, [*arguments, "--dashboard-agent-listen-port", str(free_port())])
+        arguments += ["--dashboard-agent-listen-port", str(free_port())]
+        node = self._start(name, arguments, environment)
         self._nodes.append(node)
         return node
 
-    def _start(self, name: str, arguments: list[str]) -> subprocess.Popen[bytes]:
+    def _start(
+        self, name: str, arguments: list[str], environment: Mapping[str, str] = MappingProxyType({})
+    ) -> subprocess.Popen[bytes]:
         log = (self.folder / f"{name}.log").open("ab")
         command = [str(Path(sys.executable).parent / "ray"), "start", "--block", "--disable-usage-stats"]
         # Short, since sockets lie in it.
@@ -99,7 +103,7 @@ class Nodes:
                 *arguments,
                 *temporary,
             ],
-            env=self.environment,
+            env={**self.environment, **environment},
             stdout=log,
             stderr=log,
             start_new_session=True,

@@ -9,11 +9,14 @@ import os
 import signal
 import subprocess
 import time
+import uuid
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
+from study.database import check_url
 from study.store import DONE, FAILED, RUNNING, RunRow
 from tests.cluster.conftest import ASKED, EPOCHS, Nodes, Study, begun_again, epochs
 from tests.servers import Bucket, Postgres
@@ -47,6 +50,27 @@ class Broken(torch.nn.Module):
         raise RuntimeError(f"no such disk: sd{os.getpid()}")
 
 method = Method("broken:method", "fails", "-", "-", (), False, Broken)
+"""
+
+# A method that sets its worker's clock ahead, on the node that is told so, and writes down that it did.
+AHEAD = """
+import os
+import time
+from pathlib import Path
+import torch
+from trainables import objectives
+from trainables.objectives import Method
+
+if os.environ.get("CLOCK_AHEAD"):
+    right, ahead = time.time, float(os.environ["CLOCK_AHEAD"])
+    time.time = lambda: right() + ahead
+    (Path("FOLDER") / "set-ahead").touch()
+
+class Ahead(torch.nn.Module):
+    def forward(self, student_logits, teacher_logits, target, epoch=1):
+        return objectives.build("ce")(student_logits, teacher_logits, target, epoch)
+
+method = Method("ahead:method", "cross entropy", "CE", "-", (), False, Ahead)
 """
 
 Start, Kill = Callable[[], str], Callable[[], None]
@@ -192,6 +216,60 @@ def test_a_bucket_that_answers_nobody_for_a_while(study: Study, buckets: Bucket)
     study.finish(process)
     study.require_whole()
     assert "s3://" not in " ".join(str(path) for path in (study.folder / "home").rglob("*.pt"))
+
+
+@pytest.mark.full
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount a small disk")
+def test_a_disk_that_is_full_for_a_while(study: Study) -> None:
+    storage = study.folder / "storage"
+    storage.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=3m", "kdstudy-test", storage], check=True)
+    try:
+        process = study.start("--set", "protocol.epochs=120")
+        study.wait_until(in_the_middle, process)
+        filler = storage / "filler"
+        with filler.open("wb", buffering=0) as stream, suppress(OSError):
+            while True:
+                stream.write(bytes(4096))
+        before = epochs(study.runs())
+        study.wait_until(lambda runs: epochs(runs) > before + 20, process)  # a checkpoint on the way is left out
+        log = (study.folder / "home" / "logs" / "faults.log").read_text()
+        assert "No space left on device" in log
+        done = sum(run.state == DONE for run in study.runs())
+        filler.unlink()
+        going = study.wait_until(lambda runs: sum(run.state == DONE for run in runs) > done, process)
+        study.note_recovery("the disk has room again, until a run ended", going)
+        study.finish(process)
+        study.require_whole()
+    finally:
+        subprocess.run(["umount", "--lazy", storage], check=False)
+
+
+@pytest.mark.full
+def test_nodes_whose_clocks_differ_by_hours(
+    tmp_path: Path, postgres: Postgres, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("KDSTUDY_HOME", str(tmp_path / "home"))
+    nodes = Nodes(tmp_path, 1)
+    try:
+        nodes.add(CLOCK_AHEAD=str(3 * 3600))
+        url = check_url("KDSTUDY_STORE", postgres.create(f"skew-{uuid.uuid4().hex}"))
+        study = Study(tmp_path, nodes, url, postgres.password_file)
+        (tmp_path / "ahead.py").write_text(AHEAD.replace("FOLDER", str(tmp_path)))
+        study.finish(study.start("--set", "methods={ahead:method: {}, kd: {}}", "--set", "seeds=4"))
+        assert (tmp_path / "set-ahead").exists()  # the node trained too
+        study.require_whole(asked=9)
+        with study.store() as store:
+            for run in store.runs("faults"):
+                assert run.started is not None
+                assert run.ended is not None
+                assert run.started <= run.ended <= time.time()
+                assert 0 < run.device_seconds < 600
+                times = [row["time"] for row in store.history(run.run_id)]
+                assert times == sorted(times)
+                assert times[-1] <= time.time()
+    finally:
+        nodes.remove()
 
 
 @pytest.mark.full
