@@ -145,7 +145,7 @@ def _sentence(pair: str, best: Point, tried: int) -> str:
     if gain.shown and gain.mean > 0 and gain.corrected is not None and gain.corrected >= LEVEL:
         return (
             f"{_name(best)} came out {fixed(gain.mean)} ± {fixed(half)} points above {_baseline(best)} for {pair}: a "
-            f"lead to confirm on fresh seeds (`kdstudy confirm`), no more, since among {tried} comparisons one is "
+            f"lead to confirm on fresh seeds (kdstudy confirm), no more, since among {tried} comparisons one is "
             "above by chance too often."
         )
     if gain.shown and gain.mean > 0:

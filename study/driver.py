@@ -483,7 +483,10 @@ class Driver:
         chosen: dict[str, PointRow] = {}
         for pair in self.plan.pairs:
             own = [point for point in ranked if point.pair == pair]
-            best = [point for point in own if point.method != BASELINE][: self.plan.spec.confirm.top]
+            # Those that the report's answer is about: with an alpha, else whatever is no baseline, else all.
+            calibrated = [point for point in own if "alpha" in point.parameters]
+            candidates = calibrated or [point for point in own if point.method != BASELINE] or own
+            best = candidates[: self.plan.spec.confirm.top]
             chosen |= {point.point_id: point for point in best}
             for point in best:
                 for method in baselines_of(point.method):

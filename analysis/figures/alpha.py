@@ -276,9 +276,12 @@ def margin_curves(found: Sequence[Point], classes: Mapping[str, int], name: str)
     swept = [
         each for each in found if not math.isnan(each.alpha) and each.difference is not None and each.difference.n > 0
     ]
+    # One method: the question is whether pairs agree.
+    method = "loca" if any(each.method == "loca" for each in swept) else next((each.method for each in swept), "")
+    swept = [each for each in swept if each.method == method]
     curves: dict[str, list[Point]] = {}
     for each in swept:
-        curves.setdefault(each.pair if each.method == "loca" else f"{each.pair}, {each.method}", []).append(each)
+        curves.setdefault(each.pair, []).append(each)
     if len({each.pair for each in swept}) < 2:
         return None
 
@@ -324,7 +327,7 @@ def margin_curves(found: Sequence[Point], classes: Mapping[str, int], name: str)
         axes.minorticks_off()
         axes.grid(axis="x", visible=False)
         axes.set_xlabel("(1 − α) · C, by asinh: left of the tie the label wins, right of it the teacher's class")
-        axes.set_ylabel("gain over the baseline (points)")
+        axes.set_ylabel(f"gain of {method} over its baseline (points)")
         axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, fontsize=7.5)
 
     best = max(swept, key=lambda each: each.difference.mean if each.difference is not None else -math.inf)

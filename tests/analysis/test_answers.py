@@ -33,7 +33,7 @@ def test_the_same_gain_of_the_best_of_four_points_is_only_a_lead(say: Any) -> No
     said = say("ablation")
     assert said[0] == (
         "LoCa at alpha 0.5 came out 4.00 ± 2.48 points above KD for digits/cnn32-cnn3: a lead to confirm on fresh "
-        "seeds (`kdstudy confirm`), no more, since among 4 comparisons one is above by chance too often."
+        "seeds (kdstudy confirm), no more, since among 4 comparisons one is above by chance too often."
     )
     assert "(n = 3), the 95 % interval is +1.52 to +6.48 points and p = 0.020 (p = 0.061 by Holm's" in said[1]
     assert "the teacher was mis-instructing on 20.0 % of the views" in said[1]
