@@ -11,7 +11,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.markup import escape
 from sqlalchemy.exc import DBAPIError
 
@@ -345,7 +345,12 @@ def status(
         _require_study(store, study)
         spec = parse_spec(store.spec(study) or {}, f"study {study}")
         metric = "val_top1_last" if spec.chosen_by == "validation" else "test_top1_last"
-        progress = Progress(store, study, metric, driven=lambda: is_driven(home, store, study))
+
+        def where() -> RenderableType | None:
+            driver = store.driver(study) if is_driven(home, store, study) else None
+            return None if driver is None else printing.driver_lines(driver)
+
+        progress = Progress(store, study, metric, driven=lambda: is_driven(home, store, study), where=where)
         if watch and is_driven(home, store, study):
             with Display(progress, out):
                 while is_driven(home, store, study):
@@ -361,10 +366,6 @@ def status(
             printing.state_word(counts.state, driven, len(runs)),
             f"after {printing.duration(info['wall_seconds'])} of wall time",
         )
-        if driven and (driver := store.driver(study)) is not None:
-            printing.print_driver(driver)
-        for reason, number in counts.reasons.items():
-            out.print(f"failed ({number}): {reason}", markup=False, style="red")
         for note in info.get("warnings", ()):
             out.print(f"note: {note}", markup=False, style="yellow")
         if not driven and counts.state == "stopped":

@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import yaml
 from rich import box
-from rich.console import Console
+from rich.console import Console, Group
 from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 if TYPE_CHECKING:
     from study.home import Home
@@ -187,17 +188,18 @@ def print_log(said: str | None, *, whole: bool) -> None:
         out.print(f"  {line}", markup=False, soft_wrap=True)
 
 
-def print_driver(driver: DriverRow) -> None:
+def driver_lines(driver: DriverRow) -> Group:
     """Who drives a study, and the nodes that it has."""
     ago = max(0.0, time.time() - driver.seen)
-    out.print(f"driven by {driver.who}, heard of {duration(ago)} ago", markup=False, soft_wrap=True)
+    said = Text(f"driven by {driver.who}, heard of {duration(ago)} ago")
     nodes = driver.about.get("nodes", [])
-    if len(nodes) > 1:
-        table = table_of("node", "address", "", ">cores", ">GPUs")
-        for node in nodes:
-            alive = "up" if node["alive"] else "[bold red]lost[/]"
-            table.add_row(node["host"], node["address"], alive, f"{node['cpus']:g}", f"{node['gpus']:g}")
-        out.print(table)
+    if len(nodes) < 2:
+        return Group(said)
+    table = table_of("node", "address", "", ">cores", ">GPUs")
+    for node in nodes:
+        alive = "up" if node["alive"] else "[bold red]lost[/]"
+        table.add_row(node["host"], node["address"], alive, f"{node['cpus']:g}", f"{node['gpus']:g}")
+    return Group(said, table)
 
 
 def print_job(job: Job) -> None:

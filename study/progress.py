@@ -19,6 +19,8 @@ from search_spaces.spaces import Value, written
 from study.plan import CONFIRM, FINAL, TEACHER
 from study.store import DONE, FAILED, PRUNED, RUNNING, RunRow, Store
 
+_REASONS = 3  # that are shown
+_RATE_SECONDS = 10  # before which a rate says nothing
 _TITLES = {"test_top1_last": "test %", "val_top1_last": "val %"}
 
 
@@ -46,6 +48,7 @@ class _Seen:
     epoch: int
     epochs: int
     value: float | None  # of a run that is done
+    reason: str | None  # of one that failed
 
 
 class _Group:
@@ -96,12 +99,16 @@ class Progress:
         metric: str,
         expected_runs: int | None = None,
         driven: Callable[[], bool] = lambda: True,
+        where: Callable[[], RenderableType | None] = lambda: None,
     ) -> None:
         self._store = store
         self._study = study
         self._metric = metric
         self.expected = expected_runs  # None when all runs are known: a pruner may have saved some
         self._driven = driven  # without a driver nothing runs, whatever a driver that was killed left in the store
+        self._where = where  # who drives it, and on what, to be shown below the table
+        self._reasons: Counter[str] = Counter()  # why runs failed
+        self._ended_before: int | None = None
         self._began = time.monotonic()
         self._epochs_before: int | None = None
         self.note = ""
@@ -120,13 +127,16 @@ class Progress:
             if key in self._seen:
                 self._count(group, self._seen[key], -1)
             value = self._value(run) if run.state == DONE and run.summary else None
-            seen = _Seen(run.point_id, run.state_here, run.ended_here, run.epoch, run.epochs, value)
+            reason = (run.reason or "no reason known") if run.state == FAILED else None
+            seen = _Seen(run.point_id, run.state_here, run.ended_here, run.epoch, run.epochs, value, reason)
             self._seen[key] = seen
             self._count(group, seen, 1)
 
     def _count(self, group: _Group, seen: _Seen, sign: int) -> None:
         group.count(seen, sign)
         self._ended += sign * seen.ended
+        if seen.reason is not None:
+            self._reasons[seen.reason] += sign
         self._trained += sign * min(seen.epoch, seen.epochs)
         self._total += sign * (seen.epoch if seen.ended else seen.epochs)
         self._longest = max(self._longest, seen.epochs)
@@ -184,7 +194,11 @@ class Progress:
         below = Table.grid()
         below.add_row(ended)
         below.add_row(Text(self._line()))
-        return Group(table, below)
+        for reason, count in self._reasons.most_common(_REASONS):
+            if count:
+                below.add_row(Text(f"failed ({count}): {reason}", style="red", overflow="ellipsis", no_wrap=True))
+        where = self._where()
+        return Group(table, below, *([] if where is None else [where]))
 
     @property
     def _asked(self) -> int:
@@ -197,10 +211,13 @@ class Progress:
 
     def _line(self) -> str:
         left = self._seconds_left()
-        parts = [
-            f"{self._ended} of {self._asked} runs ended",
-            f"{_duration(time.monotonic() - self._began)} so far",
-        ]
+        seconds = time.monotonic() - self._began
+        if self._ended_before is None:
+            self._ended_before = self._ended
+        parts = [f"{self._ended} of {self._asked} runs ended", f"{_duration(seconds)} so far"]
+        ended = self._ended - self._ended_before
+        if ended and seconds > _RATE_SECONDS:
+            parts.append(f"{3600 * ended / seconds:,.0f} runs an hour")
         if left is not None and self._ended < self._asked:
             parts.append(f"about {_duration(left)} left")
         return ", ".join([*parts, *([self.note] if self.note else [])])

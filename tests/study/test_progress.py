@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from typing import Any
 
+import pytest
 from rich.console import Console
 
 from study.progress import Progress
@@ -46,6 +47,32 @@ def test_runs_that_a_killed_driver_left_behind_are_not_called_running() -> None:
     assert row(text(Progress(simulation.store, "sim", "test_top1_last")), "ce")[3] == "1"
     left = Progress(simulation.store, "sim", "test_top1_last", driven=lambda: False)
     assert row(text(left), "ce")[3] == "0"
+
+
+def test_failures_with_their_reasons_stand_below_and_who_drives_it_where_that_is_known() -> None:
+    simulation = Simulation(spec_of(**LISTS))
+    for reason in ("loss is not finite at epoch 1", "loss is not finite at epoch 1", "no such disk"):
+        request = simulation.claim()
+        assert request is not None
+        simulation.driver.on_report(simulation.report(request, 1, 1, failed=reason))
+    shown = text(Progress(simulation.store, "sim", "test_top1_last", where=lambda: "driven by process 7 on host"))
+    lines = shown.splitlines()
+    assert "failed (2): loss is not finite at epoch 1" in shown
+    assert "failed (1): no such disk" in shown
+    assert lines[-1].startswith("driven by process 7")
+    simulation.store.retry_failed("sim")
+    assert "failed (" not in text(Progress(simulation.store, "sim", "test_top1_last"))
+
+
+def test_the_rate_is_of_what_ended_since_one_looks(monkeypatch: pytest.MonkeyPatch) -> None:
+    simulation = Simulation(spec_of(**LISTS))
+    now = [0.0]
+    monkeypatch.setattr("study.progress.time.monotonic", lambda: now[0])
+    progress = Progress(simulation.store, "sim", "test_top1_last")
+    assert "an hour" not in text(progress)
+    simulation.finish()
+    now[0] = 60.0
+    assert "360 runs an hour" in text(progress)  # six in a minute
 
 
 def test_the_time_left_is_said_once_epochs_were_seen() -> None:
