@@ -42,6 +42,7 @@ class PairPart:
     learning_curves: Drawing | None
     cost: Drawing | None
     confirmed: Table | None
+    resolution: Table | None
     printed: str
 
     @property
@@ -95,6 +96,7 @@ class StudyPart:
             self.gains,
             *(pair.ablation for pair in self.pairs),
             *(pair.confirmed for pair in self.pairs),
+            *(pair.resolution for pair in self.pairs),
             self.search_table,
             self.lost,
             self.teachers,
@@ -352,6 +354,7 @@ def _pair_part(
         learning_curves=figures.learning_curves(own, epochs, names(prefix, "learning-curves", suffix)),
         cost=figures.cost_curve(own, runs, names(prefix, "cost", suffix)),
         confirmed=None,
+        resolution=tables.resolution(own, names(prefix, "resolution", suffix)),
         printed=printed,
     )
 

@@ -165,17 +165,19 @@ def distinguishing(found: Sequence[Point]) -> list[str]:
     return [name for name in names if any(len(seen) > 1 for (_, other), seen in values.items() if other == name)]
 
 
-def resolved(found: Sequence[Point], comparisons: int = 1) -> float | None:
+def resolved(found: Sequence[Point], comparisons: int = 1, seeds: int | None = None) -> float | None:
     """The smallest gain over KD that the seeds of these points resolve, from the pooled SD of paired differences.
 
-    `comparisons`: for that many points at once, as Holm's method needs it of the first of them.
+    `comparisons`: for that many points at once, as Holm's method needs it of the first of them. `seeds`: with so many
+    seeds instead of those that there are.
     """
     differences = [each.difference for each in found if each.difference is not None]
     sd = pooled_sd(differences)
     if not sd:
         return None
     level = LEVEL / max(comparisons, 1)
-    return resolvable_difference(sd, max(each.n for each in differences), paired=True, level=level)
+    n = max(each.n for each in differences) if seeds is None else seeds
+    return resolvable_difference(sd, n, paired=True, level=level)
 
 
 def compared(found: Sequence[Point]) -> int:

@@ -239,6 +239,7 @@ def contours(tried: pd.DataFrame, pair: str, name: str, part: str) -> Drawing | 
             axes.set_xlabel(SYMBOLS[x])
             axes.set_ylabel(SYMBOLS[y])
             axes.grid(visible=False)
+            axes.margins(0.07)
         if shades is not None:
             figure.colorbar(shades, ax=panels, label=f"{part} top-1 (%)", shrink=0.9, extend="min")
 

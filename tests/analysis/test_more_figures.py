@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import io
 from typing import Any
 
@@ -14,7 +15,8 @@ from scipy import stats
 from analysis import figures, load_history, load_runs, load_studies
 from analysis.figures.cost import pareto
 from analysis.points import Point, points
-from analysis.tables import gains
+from analysis.statistics import pooled_sd, resolvable_difference
+from analysis.tables import gains, resolution
 
 PAIRS = {"digits/cnn32-cnn3": (0.1, 0.5), "digits/cnn3-cnn3": (0.2, 1.0), "digits/cnn32-cnn3@other": (0.3, 1.5)}
 
@@ -73,6 +75,20 @@ def test_the_mean_gain_over_pairs_has_its_interval_over_pairs(several: list[Poin
     row = table.cells()[-1]
     heading = [column.heading for column in table.columns].index("Δ loca α 0.9")
     assert (row[0], row[heading]) == ("mean over 3 pairs", "+1.00 (−0.24 to +2.24)")
+
+
+def test_what_more_seeds_would_resolve(several: list[Point]) -> None:
+    own = [each for each in several if each.pair == "digits/cnn3-cnn3"]
+    table = resolution(own, "resolution")
+    assert table is not None
+    assert [cells[0] for cells in table.cells()] == ["3 (this study)", "5", "8", "12", "20", "40"]
+    sd = pooled_sd([each.difference for each in own if each.difference is not None])
+    assert sd is not None
+    rows = list(csv.DictReader(io.StringIO(table.csv())))
+    one, both = ([float(row[key]) for row in rows] for key in ("one", "all"))
+    assert one[1] == resolvable_difference(sd, 5, paired=True)
+    assert both[1] == resolvable_difference(sd, 5, paired=True, level=0.025)
+    assert resolution(own[:1], "resolution") is None
 
 
 def test_the_front_of_cost_and_accuracy() -> None:

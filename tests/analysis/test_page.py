@@ -85,7 +85,13 @@ def test_the_report_has_every_part(folder: Path) -> None:
             ),
             *(
                 f"tables/{name}.{end}"
-                for name in ("ablation", *(f"paper-table-{n}" for n in (1, 2, 6)), "runs-without-result", "teachers")
+                for name in (
+                    "ablation",
+                    "resolution",
+                    *(f"paper-table-{n}" for n in (1, 2, 6)),
+                    "runs-without-result",
+                    "teachers",
+                )
                 for end in ("csv", "md", "tex")
             ),
             "tables/runs.csv",
