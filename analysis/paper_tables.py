@@ -38,8 +38,7 @@ CONTRADICTIONS: Mapping[int, tuple[tuple[tuple[str, str] | None, str], ...]] = {
         (
             None,
             "The paper prints 25.32 s for an epoch here and speaks of about 28 s in its text; it counts 781 steps "
-            "where "
-            "50,000 images in batches of 64 make 782.",
+            "where 50,000 images in batches of 64 make 782.",
         ),
     ),
     8: ((None, "The paper's DKD base lines are 73.92 and 76.88; DKD itself published 74.11 and 77.07."),),
@@ -343,8 +342,8 @@ def _time_table(
         "Seconds of an epoch as the runs took them: the median of a run's epochs but its first, mean ± SD over runs"
         + (f", on {', '.join(devices)}" if devices else "")
         + ". Runs that shared the machine slowed each other; `python -m benchmarks.table7` measures the loss, the "
-        "batch "
-        "and the epoch alone. The paper's WRN-40-2 → ShuffleNet-V1 on its GPU: 25.32 s with KD, 25.57 s with LoCa.",
+        "batch and the epoch alone. The paper's WRN-40-2 → ShuffleNet-V1 on its GPU: 25.32 s with KD, 25.57 s with "
+        "LoCa.",
         *(note for _, note in CONTRADICTIONS[7]),
     ]
     return Table(name, "The paper's Table 7: time", columns, rows, notes)

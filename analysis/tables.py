@@ -268,9 +268,8 @@ def confirmed(fresh: Sequence[Point], before: Sequence[Point], name: str) -> Tab
     ]
     notes = [
         "Top-1 of the last epoch on the test set, mean ± SD (seeds). The best of several points reads high because "
-        "luck "
-        "helped to choose it; seeds that were not there when it was chosen do not share that luck. Holm's correction "
-        "is "
+        "luck helped to choose it; seeds that were not there when it was chosen do not share that luck. Holm's "
+        "correction is "
         "over the points of this table."
     ]
     best = max((row.last.mean for row in fresh), default=math.nan)

@@ -15,8 +15,8 @@ _METHODS = {
     "kd_swap": "KD with the label's and the top class's probabilities exchanged where the teacher is wrong",
     "kd_one_hot": "KD with the label alone where the teacher is wrong",
     "loca": "KD with the teacher's probabilities calibrated where its largest other probability is at least the "
-    "label's: "
-    "those of the other classes are scaled by s = α · σ, and the label is given the rest (LoCa, arXiv 2409.04778)",
+    "label's: those of the other classes are scaled by s = α · σ, and the label is given the rest (LoCa, arXiv "
+    "2409.04778)",
     "dkd": "decoupled distillation (Zhao et al. 2022)",
     "loca_dkd": "DKD with LoCa's probabilities",
     "nkd": "normalised distillation (Yang et al. 2023)",
@@ -47,18 +47,16 @@ def methods_text(study: Mapping[str, Any], found: Sequence[Point]) -> list[str]:
         said.append(
             f"Methods. {'; '.join(explained)}. Every method was trained on {'each of ' if seeds > 1 else ''}{seeds} "
             f"seed{'s' if seeds > 1 else ''}, which decide{'' if seeds > 1 else 's'} the initial weights, the order of "
-            "the "
-            f"images and their views alike for all methods, for {len(pairs(found))} pair"
+            f"the images and their views alike for all methods, for {len(pairs(found))} pair"
             f"{'s' if len(pairs(found)) > 1 else ''} of teacher and student."
         )
     said += [
         f"Selection. {_selection(study)}",
         "Statistics. Accuracy is top-1 of the last epoch on the test set. Differences are paired by seed; intervals "
-        "cover "
-        f"95 % (Student's t, bias-corrected and accelerated bootstrap from {BOOTSTRAP_FROM} seeds on); p-values are of "
-        "paired t tests, corrected by Holm's method over all comparisons of a pair; no difference means that two "
-        f"one-sided tests exclude one of {EQUIVALENT:g} points. The seeds stand for training again on the same data "
-        "with "
+        f"cover 95 % (Student's t, bias-corrected and accelerated bootstrap from {BOOTSTRAP_FROM} seeds on); p-values "
+        "are of paired t tests, corrected by Holm's method over all comparisons of a pair; no difference means that "
+        f"two one-sided tests exclude one of {EQUIVALENT:g} points. The seeds stand for training again on the same "
+        "data with "
         "the same teacher: they say nothing of other data or teachers.",
     ]
     return said
@@ -96,6 +94,5 @@ def _selection(study: Mapping[str, Any]) -> str:
     return (
         "Points were proposed and chosen on a validation part of the training set by last-epoch accuracy; the chosen "
         "ones and the baselines were then trained on the whole training set with seeds that chose nothing, and the "
-        "test "
-        "set was used only there."
+        "test set was used only there."
     )

@@ -333,8 +333,7 @@ def margin_curves(found: Sequence[Point], classes: Mapping[str, int], name: str)
     best = max(swept, key=lambda each: each.difference.mean if each.difference is not None else -math.inf)
     caption = (
         "Gain over the baseline, paired by seed, against the margin in units of an even share, (1 − α) · C: one curve "
-        "a "
-        "pair, bars are 95 % intervals, cut where they would flatten the rest. Curves that agree here agree whatever "
+        "a pair, bars are 95 % intervals, cut where they would flatten the rest. Curves that agree here agree whatever "
         "their number of classes."
     )
     alt = (

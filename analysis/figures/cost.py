@@ -63,8 +63,7 @@ def cost_curve(found: Sequence[Point], runs: pd.DataFrame, name: str) -> Drawing
     best = ", ".join(shown[index][0].label for index in front)
     caption = (
         "Accuracy against the device time of a run, means over seeds, bars are 95 % intervals of the accuracy. The "
-        "line "
-        "joins the points that no other beats in both; differences of time within a few percent are chance."
+        "line joins the points that no other beats in both; differences of time within a few percent are chance."
         + (
             f" The runs were on {len(devices)} devices ({', '.join(devices)}), so times are not all alike."
             if len(devices) > 1

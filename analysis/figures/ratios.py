@@ -216,8 +216,7 @@ def gain_against_ratio(found: Sequence[Point], name: str) -> Drawing | None:
     else:
         caption += (
             f" Least squares: {fitted.slope:+.3f} points for each percent (p = {fitted.pvalue:.2g}, {len(shown)} "
-            "pairs), "
-            f"with its 95 % band; correlation r = {fitted.rvalue:.2f}{_fisher(fitted.rvalue, len(shown))}."
+            f"pairs), with its 95 % band; correlation r = {fitted.rvalue:.2f}{_fisher(fitted.rvalue, len(shown))}."
         )
     told_of = ", ".join(f"{each.pair} {100 * each.mis_instruction_ratio:.1f} %" for each in shown)
     alt = f"Gain against mis-instruction ratio of {len(shown)} pairs: {told_of}."

@@ -99,10 +99,8 @@ def screening_curves(history: pd.DataFrame, pair: str, name: str, part: str) -> 
 
     caption = (
         f"What the pruner saw of {pair}: {_PARTS[part]} accuracy of each point's first seed, and the epochs at which "
-        "it "
-        f"decided (dotted). It stopped {len(stopped)} of {len(states)} points, which trained {trained:,} epochs "
-        "instead of "
-        f"{trained + saved:,}: {100 * saved / (trained + saved):.0f} % of the screening was saved."
+        f"it decided (dotted). It stopped {len(stopped)} of {len(states)} points, which trained {trained:,} epochs "
+        f"instead of {trained + saved:,}: {100 * saved / (trained + saved):.0f} % of the screening was saved."
     )
     alt = f"Screening curves of {pair}: {len(stopped)} of {len(states)} points were stopped early."
     return render(name, caption, alt, (7.6, 3.0), draw)
@@ -160,9 +158,8 @@ def importance(tried: pd.DataFrame, pair: str, name: str) -> Drawing | None:
     caption = (
         f"How much each parameter matters for being among the best {best} of the {len(done)} finished points of {pair} "
         "(PED-ANOVA). It looks at one parameter at a time, so it cannot see that two matter only together; it sees "
-        "where "
-        "good points lie, not how much is gained there; a sampler that went on where it was good makes what it kept "
-        "fixed "
+        "where good points lie, not how much is gained there; a sampler that went on where it was good makes what it "
+        "kept fixed "
         "look unimportant; and points that a pruner stopped are not in it."
     )
     alt = "Importance: " + ", ".join(
@@ -245,9 +242,8 @@ def contours(tried: pd.DataFrame, pair: str, name: str, part: str) -> Drawing | 
 
     caption = (
         f"The searched points of {pair}: {part} accuracy against each parameter, and over pairs of parameters (shades "
-        "are "
-        "interpolated between the points and guide the eye only; values in the lowest tenth share a shade). The star "
-        "is the "
+        "are interpolated between the points and guide the eye only; values in the lowest tenth share a shade). The "
+        "star is the "
         "best point, which reads high for being picked."
     )
     shown = ", ".join(f"{key} {float(best[key]):.3g}" for key in names)

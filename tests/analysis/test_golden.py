@@ -13,6 +13,8 @@ import pytest
 
 from analysis import report
 
+pytestmark = pytest.mark.slow
+
 GOLDEN = Path(__file__).parent / "golden"
 
 

@@ -106,6 +106,7 @@ def tried(n: int = 40, noise: float = 0.0) -> pd.DataFrame:
     return pd.DataFrame(columns).assign(order=np.arange(1, n + 1))
 
 
+@pytest.mark.slow
 def test_importance_finds_what_matters_and_calls_chance_chance() -> None:
     drawing = require_drawn(figures.importance(tried(), "loca on a pair", "importance"))
     told = drawing.alt.removeprefix("Importance: ").split(", ")
@@ -136,8 +137,8 @@ def test_screening_curves_count_the_epochs_that_were_saved(store: str, write: An
         made.Run("loca", 1, 70.0, 0.3, stage="search", screening=True, validation=True, state="PRUNED", epochs=4),
         made.Run("loca", 1, 60.0, 0.2, stage="search", screening=True, validation=True, state="PRUNED", epochs=4),
     ]
-    write(made.study_record("screened", mode="search", selection="validation"), runs)
-    history = load_history(store, "screened")
+    write(made.study_record("stopped-early", mode="search", selection="validation"), runs)
+    history = load_history(store, "stopped-early")
     drawing = require_drawn(figures.screening_curves(history, "digits/cnn32-cnn3", "screening", "val"))
     assert (
         "stopped 2 of 3 points, which trained 18 epochs instead of 30: 40 % of the screening was saved"

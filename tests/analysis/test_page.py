@@ -44,6 +44,7 @@ def files(folder: Path) -> dict[str, bytes]:
     return {str(each.relative_to(folder)): each.read_bytes() for each in sorted(folder.rglob("*")) if each.is_file()}
 
 
+@pytest.mark.slow
 def test_a_stored_report_is_checked_against_its_runs(store: str, write: Any, made: Any, tmp_path: Path) -> None:
     write(made.study_record("checked"), made.sweep({("kd", None): (70.0, 71.0), ("loca", 0.9): (71.0, 73.0)}))
     out = tmp_path / "out"
@@ -57,6 +58,7 @@ def test_a_stored_report_is_checked_against_its_runs(store: str, write: Any, mad
         changed(store, "checked", tmp_path / "nothing")
 
 
+@pytest.mark.slow
 def test_a_number_that_changes_in_the_store_changes_the_report(
     store: str, write: Any, made: Any, tmp_path: Path
 ) -> None:
