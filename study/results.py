@@ -7,22 +7,21 @@ no study takes it over.
 from __future__ import annotations
 
 import csv
-import hashlib
 import json
-import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
+from analysis.frames import PARAMETERS
 from study.errors import RequestError, one_line
 from study.home import Home, check_name
 from study.plan import digest
 from study.tracking import KEY, configure, probe
 from trainables import data
 
-PARAMETERS = ("alpha", "tau", "beta", "gamma")
+IDENTITY = ("pair", "dataset", "teacher", "student", "method", "seed")
 RESULTS = ("test_top1_last", "test_top5_last", "test_top1_best", "mis_instruction_ratio", "device_seconds")
 
 
@@ -59,6 +58,10 @@ class Result(BaseModel):
     def pair(self) -> str:
         """Data set, teacher and student, as studies name pairs."""
         return f"{self.dataset}/{self.teacher or 'none'}-{self.student}"
+
+    def given(self, names: Sequence[str]) -> dict[str, float]:
+        """Those of these numbers that it has."""
+        return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
 
     @property
     def key(self) -> str:
@@ -145,7 +148,6 @@ def import_results(
         raise RequestError(f"--classes: say how many classes {known} has")
     probe(home.tracking_uri)
     configure()
-    from mlflow.entities import Metric, Param, RunTag
     from mlflow.exceptions import MlflowException
     from mlflow.tracking import MlflowClient
 
@@ -160,53 +162,45 @@ def import_results(
             experiment, tags={KEY: "study", "kdstudy.kind": "study", "kdstudy.study": study, "kdstudy.imported": "true"}
         )
         for result in results:
-            made = client.create_run(experiment, tags={KEY: f"run:{result.key}"})
-            values = {name: getattr(result, name) for name in PARAMETERS if getattr(result, name) is not None}
-            measured = {name: getattr(result, name) for name in RESULTS if getattr(result, name) is not None}
-            client.log_batch(
-                made.info.run_id,
-                metrics=[
-                    Metric(name, float(value), 0, 1)
-                    for name, value in {**{f"hp.{key}": value for key, value in values.items()}, **measured}.items()
-                    if math.isfinite(value)
-                ],
-                params=[
-                    Param(name, str(value))
-                    for name, value in {
-                        **{
-                            key: getattr(result, key)
-                            for key in ("pair", "dataset", "teacher", "student", "method", "seed")
-                        },
-                        "protocol": protocol,
-                        **values,
-                    }.items()
-                ],
-                tags=[
-                    RunTag(f"kdstudy.{name}", value)
-                    for name, value in {
-                        "kind": "run",
-                        "study": study,
-                        "imported": "true",
-                        "run_id": hashlib.sha256(f"{study}:{result.key}".encode()).hexdigest()[:16],
-                        "point": digest([result.pair, result.method, values]),
-                        "state": result.state,
-                        "stage": "ablation",
-                        "screening": "false",
-                        "taken_over": "false",
-                        "reason": result.reason,
-                        "origin": f"imported from {file.name}",
-                        "protocol_hash": digest(["imported", study, protocol]),
-                        "device": result.device,
-                    }.items()
-                ],
-            )
-            client.set_terminated(made.info.run_id, "FINISHED" if result.state == "DONE" else "FAILED")
+            _log(client, experiment, result, study, file, protocol)
         # Last, since a report asks for it first: an import that was broken off is no study.
         client.log_text(of_study.info.run_id, json.dumps(record, indent=2), "study.json")
         client.set_terminated(of_study.info.run_id)
     except MlflowException as error:
         raise RequestError(f"MLflow at {home.tracking_uri} does not take {study}: {one_line(error)}") from None
     return len(results)
+
+
+def _log(client: Any, experiment: str, result: Result, study: str, file: Path, protocol: str) -> None:
+    """Write one run."""
+    from mlflow.entities import Metric, Param, RunTag
+
+    values, measured = result.given(PARAMETERS), result.given(RESULTS)
+    numbers = {f"hp.{name}": value for name, value in values.items()} | measured
+    params = {name: getattr(result, name) for name in IDENTITY} | {"protocol": protocol} | values
+    tags = {
+        "kind": "run",
+        "study": study,
+        "imported": "true",
+        "run_id": digest([study, result.key]),
+        "point": digest([result.pair, result.method, values]),
+        "state": result.state,
+        "stage": "ablation",
+        "screening": "false",
+        "taken_over": "false",
+        "reason": result.reason,
+        "origin": f"imported from {file.name}",
+        "protocol_hash": digest(["imported", study, protocol]),
+        "device": result.device,
+    }
+    run_id = client.create_run(experiment, tags={KEY: f"run:{result.key}"}).info.run_id
+    client.log_batch(
+        run_id,
+        metrics=[Metric(name, value, 0, 1) for name, value in numbers.items()],
+        params=[Param(name, str(value)) for name, value in params.items()],
+        tags=[RunTag(f"kdstudy.{name}", value) for name, value in tags.items()],
+    )
+    client.set_terminated(run_id, "FINISHED" if result.state == "DONE" else "FAILED")
 
 
 def _record(
