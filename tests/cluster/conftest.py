@@ -220,12 +220,6 @@ class Study:
             time.sleep(0.2)
         raise AssertionError(f"never so: {[(run.run_id, run.state, run.epoch) for run in self.runs()]}")
 
-    def note_recovery(self, what: str, seconds: float) -> None:
-        """Keep how long it took, in the file that `KDSTUDY_RECOVERY` names, for docs/reliability.md."""
-        if name := os.environ.get("KDSTUDY_RECOVERY"):
-            with Path(name).open("a", encoding="utf-8") as stream:
-                stream.write(f"{what}: {seconds:.1f} s\n")
-
     def require_whole(self, asked: int = ASKED) -> None:
         """Exactly the asked runs, each done once and with every epoch, and MLflow as the store is."""
         with self.store() as store:

@@ -19,7 +19,7 @@ import pytest
 from study.database import check_url
 from study.store import DONE, FAILED, RUNNING, RunRow
 from tests.cluster.conftest import ASKED, EPOCHS, Nodes, Study, begun_again, epochs
-from tests.servers import Bucket, Postgres
+from tests.servers import Bucket, Postgres, note_recovery
 
 # A method that hangs in the third epoch of its first attempt: forever, and without letting Python's lock go.
 HANGS = """
@@ -108,7 +108,7 @@ def test_a_killed_worker(study: Study, nodes: Nodes) -> None:
     process = study.start("--set", "protocol.epochs=500")
     study.wait_until(both_at_work, process)
     os.kill(a_worker(nodes), signal.SIGKILL)
-    study.note_recovery("a worker is killed", study.wait_until(begun_again, process))
+    note_recovery("a worker is killed", study.wait_until(begun_again, process))
     study.finish(process)
     study.require_whole()
     assert sum(run.losses for run in study.runs()) == 1
@@ -119,9 +119,9 @@ def test_a_node_that_is_lost_and_one_that_joins(study: Study, nodes: Nodes) -> N
     study.wait_until(in_the_middle, process)
     nodes.kill(nodes.nodes[0])
     lost = study.wait_until(lambda runs: sum(run.losses for run in runs) >= 1, process)
-    study.note_recovery("a node is lost", lost + study.wait_until(begun_again, process))
+    note_recovery("a node is lost", lost + study.wait_until(begun_again, process))
     nodes.add()
-    study.note_recovery("a node joins", study.wait_until(lambda runs: running(runs) == 2, process))
+    note_recovery("a node joins", study.wait_until(lambda runs: running(runs) == 2, process))
     study.finish(process)
     study.require_whole()
 
@@ -133,7 +133,7 @@ def test_a_killed_driver_goes_on_at_once(study: Study) -> None:
     process.wait()
     assert any(run.state == RUNNING for run in study.runs())
     again = study.start()
-    study.note_recovery("the driver is killed", study.wait_until(begun_again, again))
+    note_recovery("the driver is killed", study.wait_until(begun_again, again))
     study.finish(again)
     study.require_whole()
 
@@ -159,7 +159,7 @@ def test_a_store_that_is_restarted(study: Study, postgres: Postgres) -> None:
         process.wait(5)  # it waits too
     postgres.start()
     before = epochs(study.runs())
-    study.note_recovery("the store is restarted", study.wait_until(lambda runs: epochs(runs) > before, process))
+    note_recovery("the store is restarted", study.wait_until(lambda runs: epochs(runs) > before, process))
     study.finish(process)
     study.require_whole()
     assert {run.state for run in study.runs()} == {DONE}
@@ -212,7 +212,7 @@ def test_a_bucket_that_answers_nobody_for_a_while(study: Study, buckets: Bucket)
     buckets.resume()
     done = sum(run.state == DONE for run in study.runs())
     going = study.wait_until(lambda runs: sum(run.state == DONE for run in runs) > done, process)
-    study.note_recovery("the bucket answers again", going)
+    note_recovery("the bucket answers again", going)
     study.finish(process)
     study.require_whole()
     assert "s3://" not in " ".join(str(path) for path in (study.folder / "home").rglob("*.pt"))
@@ -238,7 +238,7 @@ def test_a_disk_that_is_full_for_a_while(study: Study) -> None:
         done = sum(run.state == DONE for run in study.runs())
         filler.unlink()
         going = study.wait_until(lambda runs: sum(run.state == DONE for run in runs) > done, process)
-        study.note_recovery("the disk has room again, until a run ended", going)
+        note_recovery("the disk has room again, until a run ended", going)
         study.finish(process)
         study.require_whole()
     finally:

@@ -10,7 +10,7 @@ import pytest
 from study.database import check_url
 from tests.cluster.conftest import Nodes, Study, begun_again
 from tests.cluster.test_faults import in_the_middle
-from tests.servers import Postgres
+from tests.servers import Postgres, note_recovery
 
 pytestmark = [pytest.mark.slow, pytest.mark.full, pytest.mark.cluster, pytest.mark.timeout(600)]
 
@@ -35,7 +35,7 @@ def test_without_redis_the_same_command_goes_on(
         nodes.add()
         nodes.add()
         again = study.start("--set", "protocol.epochs=120")
-        study.note_recovery("the head is started again", study.wait_until(begun_again, again))
+        note_recovery("the head is started again", study.wait_until(begun_again, again))
         study.finish(again)
         study.require_whole()
         assert any(run.attempt > 1 for run in study.runs())

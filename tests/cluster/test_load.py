@@ -21,7 +21,7 @@ from study.lock import is_driven
 from study.progress import Progress
 from study.store import DONE, RUNNING, Store
 from tests.cluster.conftest import Nodes, Study
-from tests.servers import Postgres
+from tests.servers import Postgres, note_recovery
 
 SPEC = """
 name: {name}
@@ -141,7 +141,7 @@ def test_three_studies_at_once_and_fifty_who_look_on(
     looks = sorted(second for reader in readers for second in reader.seconds)
     assert len(looks) > READERS
     first = next(mark for mark in marks if mark[1] > 0)
-    study.note_recovery(
+    note_recovery(
         f"load: {RUNS} runs, two at a time, beside two other studies and {READERS} readers, "
         f"{(marks[-1][1] - first[1]) / (marks[-1][0] - first[0]):.2f} runs a second; {len(looks)} looks took "
         f"{statistics.median(looks):.2f} s in the median, {looks[int(0.95 * len(looks))]:.2f} s at 95 %; whole",

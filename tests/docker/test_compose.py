@@ -19,6 +19,7 @@ from typing import Any
 import pytest
 
 from tests.docker.engine import BIN, PROJECT, Engine, Unavailable
+from tests.servers import note_recovery
 
 pytestmark = [pytest.mark.slow, pytest.mark.docker, pytest.mark.full, pytest.mark.timeout(3000)]
 
@@ -155,13 +156,6 @@ def in_the_middle(runs: list[dict[str, Any]]) -> bool:
     return sum(run["epoch"] for run in students) >= 30 and any(run["state"] == "RUNNING" for run in students)
 
 
-def note_recovery(what: str, seconds: float) -> None:
-    """Keep how long it took, in the file that `KDSTUDY_RECOVERY` names, for docs/reliability.md."""
-    if name := os.environ.get("KDSTUDY_RECOVERY"):
-        with Path(name).open("a", encoding="utf-8") as stream:
-            stream.write(f"compose, {what}: {seconds:.1f} s\n")
-
-
 def trained(runs: list[dict[str, Any]]) -> int:
     return sum(run["epoch"] for run in runs)
 
@@ -219,7 +213,7 @@ def test_the_head_is_killed_and_comes_back_and_the_job_goes_on(laptop: Laptop, c
     cluster.compose("start", "head")
     started = sum(run["attempt"] > 0 for run in laptop.runs("headless"))
     note_recovery(
-        "the head is killed for five seconds, until a further run began",
+        "compose, the head is killed for five seconds, until a further run began",
         laptop.wait_until("headless", lambda runs: sum(run["attempt"] > 0 for run in runs) > started),
     )
     laptop.require_whole("headless")
@@ -234,7 +228,7 @@ def test_a_worker_is_lost_and_another_comes(laptop: Laptop, cluster: Engine) -> 
     (other,) = set(names) - set(drives)
     cluster.docker("kill", other)
     note_recovery(
-        "a worker is lost, until its run began again",
+        "compose, a worker is lost, until its run began again",
         laptop.wait_until("workers", lambda runs: any(run["losses"] for run in runs)),
     )
     cluster.compose("up", "--detach", "--no-build", "--wait", "--scale", "worker=2")
@@ -247,7 +241,7 @@ def test_the_store_and_the_bucket_are_restarted(laptop: Laptop, cluster: Engine)
     cluster.compose("restart", "--timeout", "1", "postgres")
     before = trained(laptop.runs("stores"))
     note_recovery(
-        "PostgreSQL is restarted, until an epoch was recorded",
+        "compose, PostgreSQL is restarted, until an epoch was recorded",
         laptop.wait_until("stores", lambda runs: trained(runs) > before),
     )
     laptop.require_whole("stores")
