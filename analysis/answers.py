@@ -72,17 +72,11 @@ def answers(found: Sequence[Point], fresh: Sequence[Point] = ()) -> list[Answer]
 def _confirmed(answer: Answer, fresh: Sequence[Point]) -> str:
     """What fresh seeds say of the best point."""
     best = answer.best
-    if best is None:
+    again = next((each for each in fresh if best is not None and each.setting == best.setting), None)
+    gain = again.difference if again is not None else None
+    if best is None or gain is None or not gain.n:
         return ""
-    again = [
-        each
-        for each in fresh
-        if (each.pair, each.method, each.parameters) == (best.pair, best.method, best.parameters) and each.last.n
-    ]
-    gain = again[0].difference if again else None
-    if gain is None or not gain.n:
-        return ""
-    told = f"{signed(gain.mean)}"
+    told = signed(gain.mean)
     if gain.low is not None and gain.high is not None:
         told += f" ({signed(gain.low)} to {signed(gain.high)})"
     verdict = "which is a gain" if gain.shown and gain.mean > 0 else "which shows no gain"

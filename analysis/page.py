@@ -218,8 +218,12 @@ def build(runs: pd.DataFrame, history: pd.DataFrame, studies: Sequence[Mapping[s
     Args: as `load_runs`, `load_history` and `load_studies` return them.
     """
     names = _Names()
-    parts = [_study_part(runs, history, study, names, several=len(studies) > 1) for study in studies]
-    return Content(parts, _overall(runs, history, studies, names))
+    found = [points(runs, history, study) for study in studies]
+    parts = [
+        _study_part(runs, history, study, own, names, several=len(studies) > 1)
+        for study, own in zip(studies, found, strict=True)
+    ]
+    return Content(parts, _overall([each for own in found for each in own], history, studies, names))
 
 
 class _Names:
@@ -238,41 +242,38 @@ class _Names:
         return name
 
 
-def _overall(runs: pd.DataFrame, history: pd.DataFrame, studies: Sequence[Mapping[str, Any]], names: _Names) -> Overall:
-    of_study = {study["study"]: points(runs, history, study) for study in studies}
+def _overall(
+    found: Sequence[Point], history: pd.DataFrame, studies: Sequence[Mapping[str, Any]], names: _Names
+) -> Overall:
+    records = {study["study"]: study for study in studies}
     seen: dict[str, set[str]] = {}
-    for study, found in of_study.items():
-        for each in found:
-            seen.setdefault(each.pair, set()).add(study)
-    # A pair of two studies is two: they may differ in anything.
-    apart = [
-        replace(each, pair=f"{each.pair} in {study}") if len(seen[each.pair]) > 1 else each
-        for study, found in of_study.items()
-        for each in found
-    ]
-    classes = {
-        called.pair: int(section(study, each.pair)["data"]["num_classes"])
-        for study in studies
-        for each, called in zip(
-            of_study[study["study"]], [one for one in apart if one.study == study["study"]], strict=True
-        )
-    }
+    for each in found:
+        seen.setdefault(each.pair, set()).add(each.study)
+    apart, classes = [], {}
+    for each in found:
+        # A pair of two studies is two: they may differ in anything.
+        called = each.pair if len(seen[each.pair]) == 1 else f"{each.pair} in {each.study}"
+        apart.append(replace(each, pair=called))
+        classes[called] = int(section(records[each.study], each.pair)["data"]["num_classes"])
     drawings = (
         figures.margin_curves(apart, classes, names("gain-by-margin")),
         figures.gain_against_ratio(apart, names("gain-by-ratio")),
     )
-    all_points = [each for found in of_study.values() for each in found]
-    return Overall([each for each in drawings if each is not None], paper_tables(all_points, studies, history))
+    return Overall([each for each in drawings if each is not None], paper_tables(found, studies, history))
 
 
 def _study_part(
-    runs: pd.DataFrame, history: pd.DataFrame, study: Mapping[str, Any], names: _Names, several: bool
+    runs: pd.DataFrame,
+    history: pd.DataFrame,
+    study: Mapping[str, Any],
+    found: Sequence[Point],
+    names: _Names,
+    several: bool,
 ) -> StudyPart:
     mine = runs[runs["study"] == study["study"]]
     epochs = history[history["study"] == study["study"]]
     result = epochs[epochs["stage"] == result_stage(study)]
     part = "test" if study["selection"] == "paper" else "val"
-    found = points(runs, history, study)
     prefix = study["study"] if several else ""
     tried = tables.searched(mine, epochs, part)
     searched = list(dict.fromkeys(tried["pair"]))
@@ -281,12 +282,9 @@ def _study_part(
     for pair, answer in zip(pairs(found), answers(found, fresh), strict=True):
         own = [each for each in found if each.pair == pair]
         suffix = pair if len(pairs(found)) > 1 else ""
-        part_of_pair = _pair_part(own, mine, result, study, answer, names, prefix, suffix)
         again = [each for each in fresh if each.pair == pair and each.last.n]
-        table = tables.confirmed(again, own, names(prefix, "confirmed", suffix)) if again else None
-        parts.append(replace(part_of_pair, confirmed=table))
+        parts.append(_pair_part(own, again, mine, result, study, answer, names, prefix, suffix))
     measured = names(prefix, "mis-instruction")
-    for_methods = [each for each in found if each.last.n]
     return StudyPart(
         study=study,
         said=teacher_sentences(study) if teachers_only(study) else [],
@@ -298,7 +296,7 @@ def _study_part(
         search_drawings=[
             each for pair in searched for each in _search_drawings(tried, epochs, pair, part, names, prefix)
         ],
-        methods=methods_text(study, for_methods),
+        methods=methods_text(study, [each for each in found if each.last.n]),
         conditions=tables.conditions(study, names(prefix, "data-and-protocol")),
         gains=tables.gains(found, names(prefix, "gains")),
         search_table=tables.search_table(tried, names(prefix, "search"), part) if searched else None,
@@ -328,6 +326,7 @@ def _search_drawings(
 
 def _pair_part(
     own: Sequence[Point],
+    again: Sequence[Point],
     runs: pd.DataFrame,
     epochs: pd.DataFrame,
     study: Mapping[str, Any],
@@ -353,7 +352,7 @@ def _pair_part(
         ablation=tables.ablation(own, study, names(prefix, "ablation", suffix)),
         learning_curves=figures.learning_curves(own, epochs, names(prefix, "learning-curves", suffix)),
         cost=figures.cost_curve(own, runs, names(prefix, "cost", suffix)),
-        confirmed=None,
+        confirmed=tables.confirmed(again, own, names(prefix, "confirmed", suffix)) if again else None,
         resolution=tables.resolution(own, names(prefix, "resolution", suffix)),
         printed=printed,
     )

@@ -16,7 +16,7 @@ from analysis.frames import section
 from analysis.papers import load_published, network, not_comparable
 from analysis.points import Point, number
 from analysis.statistics import Estimate, estimate
-from analysis.tables import Column, Table, fixed, mean_sd
+from analysis.tables import Column, Table, fixed, with_seeds
 
 OUTSIDE = "‡"
 # What the paper contradicts itself or its sources in.
@@ -44,7 +44,6 @@ CONTRADICTIONS: Mapping[int, tuple[tuple[tuple[str, str] | None, str], ...]] = {
     8: ((None, "The paper's DKD base lines are 73.92 and 76.88; DKD itself published 74.11 and 77.07."),),
 }
 """By table: the teacher and student that it concerns (None: the whole table), and the note."""
-# The rows of each table: method, alpha, metric. None for alpha: one row for each that was measured.
 _TITLES = {
     1: "what dropping mis-instructed views does",
     2: "accuracy by pair",
@@ -65,7 +64,8 @@ _NEEDED = {1: "kd_drop", 2: "loca", 3: "loca", 4: "loca", 6: "loca", 8: "loca_dk
 _CALLED = {"teacher": "Teacher", "ce": "Student", "kd": "KD", "kd_drop": "KD, dropping", "dkd": "DKD"}
 _LOCA = {"loca": "LoCa", "loca_dkd": "LoCa on DKD"}
 _TOP5 = (3, 4)  # tables that print both metrics, on one pair
-_NEAR_TIE = (0.99, 1.0 + 1e-9)  # Table 6 shows alphas around this
+_METRICS = {"top1": "top-1", "top5": "top-5"}
+_NEAR_TIE = 0.0101  # how far from 1 the alphas of Table 6 are at most, with room for rounding
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ class _Cell:
         """As a reader sees it: measured mean ± SD (n), then what is printed, marked where that lies outside."""
         if self.measured is None or not self.measured.n:
             return ""
-        text = f"{mean_sd(self.measured)} ({self.measured.n})"
+        text = with_seeds(self.measured)
         return text if self.printed is None else f"{text} | {fixed(self.printed)}{OUTSIDE if self.outside else ''}"
 
 
@@ -151,7 +151,7 @@ def _belongs(which: int, point: Point) -> bool:
     if which == 2:
         return names[0] != "imagenet"
     if which == 6:
-        return math.isnan(point.alpha) or abs(1 - point.alpha) <= 0.0101
+        return math.isnan(point.alpha) or abs(1 - point.alpha) <= _NEAR_TIE
     return True
 
 
@@ -198,7 +198,7 @@ def _table(
         pair: not not_comparable(section(by_name[each.study], pair), each.dataset) for pair, each in first.items()
     }
     rows = []
-    for metric in ("top1", "top5") if which in _TOP5 else ("top1",):
+    for metric in _METRICS if which in _TOP5 else ("top1",):
         for method in _METHODS[which]:
             alphas = sorted({each.alpha for each in found if each.method == method and not math.isnan(each.alpha)})
             for alpha in alphas or [math.nan]:
@@ -211,20 +211,19 @@ def _table(
     columns = [
         Column(
             "",
-            lambda row: row.label + (f", {_metric(row.metric)}" if which in _TOP5 else ""),
+            lambda row: row.label + (f", {_METRICS[row.metric]}" if which in _TOP5 else ""),
             {"method": lambda row: row.method, "alpha": lambda row: row.alpha, "metric": lambda row: row.metric},
             numeric=False,
         ),
         *(_column(pair, _heading(first[pair])) for pair in names),
     ]
-    return Table(name, f"The paper's Table {which}: {_TITLES[which]}", columns, rows, _notes(
-        which, found, comparable, part, parts
-    ))  # fmt: skip
+    notes = _notes(which, found, comparable, part, parts)
+    return Table(name, f"The paper's Table {which}: {_TITLES[which]}", columns, rows, notes)
 
 
 def _notes(which: int, found: Sequence[Point], comparable: Mapping[str, bool], part: int, parts: int) -> list[str]:
-    notes = ["Top-1 of the last epoch on the test set in percent, mean ± SD (seeds)." if which not in _TOP5 else
-             "Accuracy of the last epoch on the test set in percent, mean ± SD (seeds)."]  # fmt: skip
+    measure = "Accuracy" if which in _TOP5 else "Top-1"
+    notes = [f"{measure} of the last epoch on the test set in percent, mean ± SD (seeds)."]
     if any(comparable.values()):
         notes[0] += (
             f" After the bar: what the paper prints; {OUTSIDE} marks a printed value outside of the measured 95 % "
@@ -243,10 +242,6 @@ def _notes(which: int, found: Sequence[Point], comparable: Mapping[str, bool], p
             + (f", with {settings}." if settings else ".")
         )
     return notes
-
-
-def _metric(metric: str) -> str:
-    return "top-1" if metric == "top1" else "top-5"
 
 
 def _heading(point: Point) -> str:
@@ -325,11 +320,7 @@ def _time_table(
         ),
         Column(
             "epoch, s",
-            lambda row: (
-                f"{fixed(row['epoch'].mean)} ± {fixed(row['epoch'].sd)} ({row['epoch'].n})"
-                if row["epoch"].sd is not None
-                else f"{fixed(row['epoch'].mean)} (1)"
-            ),
+            lambda row: with_seeds(row["epoch"]),
             {
                 "epoch_seconds_mean": lambda row: row["epoch"].mean,
                 "epoch_seconds_sd": lambda row: row["epoch"].sd,

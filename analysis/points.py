@@ -44,6 +44,11 @@ BASELINE_ORDER = (
 )
 
 
+def agree(parameters: Mapping[str, float | str], baseline: Mapping[str, float | str]) -> bool:
+    """Whether a point and one that it is held against differ in no parameter that both have."""
+    return all(parameters.get(name, value) == value for name, value in baseline.items())
+
+
 def baselines_of(method: str) -> tuple[str, ...]:
     """What a method is held against, the first of these that a study has: itself without calibration, then KD."""
     return tuple(dict.fromkeys((_BASELINES.get(method, BASELINE), BASELINE)))
@@ -90,6 +95,11 @@ class Point:
     def alpha(self) -> float:
         """LoCa's alpha, nan for methods without one."""
         return float(self.parameters.get("alpha", math.nan))
+
+    @property
+    def setting(self) -> tuple[Any, ...]:
+        """Pair, method and parameters: what is the same of a point that is trained again at another stage."""
+        return self.pair, self.method, tuple(sorted(self.parameters.items()))
 
     @property
     def label(self) -> str:
@@ -235,17 +245,17 @@ def _held_against(point: Point, found: Sequence[Point]) -> Point:
 
 def _corrected(found: list[Point]) -> list[Point]:
     """The points with their p-values corrected, by Holm's method over all comparisons of a pair and protocol."""
-    groups: dict[tuple[str, str], list[int]] = {}
+    groups: dict[tuple[str, str], dict[int, float]] = {}
     for index, each in enumerate(found):
         if each.difference is not None and each.difference.p is not None:
-            groups.setdefault((each.pair, each.protocol_hash), []).append(index)
-    for group in groups.values():
-        differences = [found[index].difference for index in group]
-        tested = [each for each in differences if each is not None and each.p is not None]
-        corrected = holm([each.p for each in tested if each.p is not None])
-        for index, difference, p in zip(group, tested, corrected, strict=True):
-            found[index] = replace(found[index], difference=replace(difference, corrected=p))
-    return found
+            groups.setdefault((each.pair, each.protocol_hash), {})[index] = each.difference.p
+    corrected = {index: p for ps in groups.values() for index, p in zip(ps, holm(list(ps.values())), strict=True)}
+    return [
+        replace(each, difference=replace(each.difference, corrected=corrected[index]))
+        if each.difference is not None and index in corrected
+        else each
+        for index, each in enumerate(found)
+    ]
 
 
 def _difference(point: Point, baseline: str, found: Sequence[Point]) -> Difference | None:
@@ -257,11 +267,7 @@ def _difference(point: Point, baseline: str, found: Sequence[Point]) -> Differen
         for each in found
         if each.method == baseline and each.pair == point.pair and each.protocol_hash == point.protocol_hash
     ]
-    same = [
-        each
-        for each in candidates
-        if all(point.parameters.get(name, value) == value for name, value in each.parameters.items())
-    ]
+    same = [each for each in candidates if agree(point.parameters, each.parameters)]
     finished = [each for each in same or candidates if each.last.n]
     if not finished:
         return None

@@ -141,7 +141,7 @@ def mean_sd(around: Estimate) -> str:
     return fixed(around.mean) if around.sd is None else f"{fixed(around.mean)} ± {fixed(around.sd)}"
 
 
-def _with_seeds(around: Estimate | None) -> str:
+def with_seeds(around: Estimate | None) -> str:
     """Mean ± SD (n), a dash where there is nothing."""
     return NOTHING if around is None or not around.n else f"{mean_sd(around)} ({around.n})"
 
@@ -246,12 +246,10 @@ def confirmed(fresh: Sequence[Point], before: Sequence[Point], name: str) -> Tab
         before: the pair's points of the result stage.
         name: file name without ending.
     """
-    same = {(each.method, tuple(sorted(each.parameters.items()))): each for each in before}
-    first = {id(each): same.get((each.method, tuple(sorted(each.parameters.items())))) for each in fresh}
+    chosen = {each.setting: each.last for each in before if each.last.n}
 
     def earlier(point: Point) -> Estimate | None:
-        found = first[id(point)]
-        return None if found is None or not found.last.n else found.last
+        return chosen.get(point.setting)
 
     def fall(point: Point) -> float | None:
         known = earlier(point)
@@ -260,8 +258,8 @@ def confirmed(fresh: Sequence[Point], before: Sequence[Point], name: str) -> Tab
     columns = [
         _one("point", "point", lambda row: row.label, lambda row: row.label, numeric=False),
         *(_parameter(key, SYMBOLS.get(key, key)) for key in varying(fresh)),
-        Column("when chosen, %", lambda row: _with_seeds(earlier(row)), _around("chosen", earlier)),
-        Column("on fresh seeds, %", lambda row: _with_seeds(row.last), _around("fresh", lambda row: row.last)),
+        Column("when chosen, %", lambda row: with_seeds(earlier(row)), _around("chosen", earlier)),
+        Column("on fresh seeds, %", lambda row: with_seeds(row.last), _around("fresh", lambda row: row.last)),
         _one("change", "change", lambda row: signed(fall(row)), fall),
         Column("Δ to baseline (95 % interval)", _gain, _around("difference", lambda row: row.difference)),
         Column("p (Holm)", _p_values, _gain_fields("n", "p", "corrected")),
@@ -269,8 +267,7 @@ def confirmed(fresh: Sequence[Point], before: Sequence[Point], name: str) -> Tab
     notes = [
         "Top-1 of the last epoch on the test set, mean ± SD (seeds). The best of several points reads high because "
         "luck helped to choose it; seeds that were not there when it was chosen do not share that luck. Holm's "
-        "correction is "
-        "over the points of this table."
+        "correction is over the points of this table."
     ]
     best = max((row.last.mean for row in fresh), default=math.nan)
     return Table(

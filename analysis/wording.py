@@ -56,8 +56,7 @@ def methods_text(study: Mapping[str, Any], found: Sequence[Point]) -> list[str]:
         f"cover 95 % (Student's t, bias-corrected and accelerated bootstrap from {BOOTSTRAP_FROM} seeds on); p-values "
         "are of paired t tests, corrected by Holm's method over all comparisons of a pair; no difference means that "
         f"two one-sided tests exclude one of {EQUIVALENT:g} points. The seeds stand for training again on the same "
-        "data with "
-        "the same teacher: they say nothing of other data or teachers.",
+        "data with the same teacher: they say nothing of other data or teachers.",
     ]
     return said
 

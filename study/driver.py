@@ -477,7 +477,7 @@ class Driver:
 
     def _best_and_baselines(self, ranked: list[PointRow]) -> list[PointRow]:
         """The best points of each pair, and of each what it is held against."""
-        from analysis.points import BASELINE, baselines_of
+        from analysis.points import BASELINE, agree, baselines_of
 
         assert self.plan.spec.confirm is not None
         chosen: dict[str, PointRow] = {}
@@ -491,9 +491,10 @@ class Driver:
             for point in best:
                 for method in baselines_of(point.method):
                     held = [other for other in own if other.method == method]
-                    same = [o for o in held if all(point.parameters.get(k, v) == v for k, v in o.parameters.items())]
+                    same = [other for other in held if agree(point.parameters, other.parameters)]
                     if held:
-                        chosen.setdefault((same or held)[0].point_id, (same or held)[0])
+                        baseline = (same or held)[0]
+                        chosen.setdefault(baseline.point_id, baseline)
                         break
         return list(chosen.values())
 

@@ -196,7 +196,7 @@ class Progress:
         below.add_row(Text(self._line()))
         for reason, count in self._reasons.most_common(_REASONS):
             if count:
-                below.add_row(Text(f"failed ({count}): {reason}", style="red", overflow="ellipsis", no_wrap=True))
+                below.add_row(Text(f"failed ({count}): {reason}", style="red"))
         where = self._where()
         return Group(table, below, *([] if where is None else [where]))
 

@@ -282,7 +282,7 @@ def margin_curves(found: Sequence[Point], classes: Mapping[str, int], name: str)
     curves: dict[str, list[Point]] = {}
     for each in swept:
         curves.setdefault(each.pair, []).append(each)
-    if len({each.pair for each in swept}) < 2:
+    if len(curves) < 2:
         return None
 
     def margin(point: Point) -> float:
@@ -337,7 +337,7 @@ def margin_curves(found: Sequence[Point], classes: Mapping[str, int], name: str)
         "their number of classes."
     )
     alt = (
-        f"Gains of {len({each.pair for each in swept})} pairs against (1 - alpha) times C; the largest, "
+        f"Gains of {len(curves)} pairs against (1 - alpha) times C; the largest, "
         f"{best.difference.mean if best.difference else 0:+.2f} points, at alpha {number(best.alpha)} of {best.pair}."
     )
     return render(name, caption, alt, (7.6, 3.6 + 0.12 * len(curves)), draw)

@@ -9,13 +9,13 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from analysis.figures.style import INK, LOCA, MUTED, Drawing, render
+from analysis.frames import PARAMETERS
 from analysis.points import SYMBOLS
+from analysis.tables import PARTS
 
 PRUNED = "#D55E00"
 ENOUGH = 10  # finished points below which nothing is said of importance
 SHUFFLES = 100
-_PARTS = {"val": "validation", "test": "test"}
-_SWEPT = ("alpha", "tau", "beta", "gamma")
 
 
 def search_history(tried: pd.DataFrame, pair: str, name: str, part: str) -> Drawing | None:
@@ -94,11 +94,11 @@ def screening_curves(history: pd.DataFrame, pair: str, name: str, part: str) -> 
         axes.set_ylim(low - 0.1 * (high - low) - 0.2, high + 0.1 * (high - low) + 0.2)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.set_xlabel("epoch")
-        axes.set_ylabel(f"{_PARTS[part]} top-1 (%)")
+        axes.set_ylabel(f"{PARTS[part]} top-1 (%)")
         axes.legend(loc="lower right")
 
     caption = (
-        f"What the pruner saw of {pair}: {_PARTS[part]} accuracy of each point's first seed, and the epochs at which "
+        f"What the pruner saw of {pair}: {PARTS[part]} accuracy of each point's first seed, and the epochs at which "
         f"it decided (dotted). It stopped {len(stopped)} of {len(states)} points, which trained {trained:,} epochs "
         f"instead of {trained + saved:,}: {100 * saved / (trained + saved):.0f} % of the screening was saved."
     )
@@ -118,8 +118,7 @@ def importance(tried: pd.DataFrame, pair: str, name: str) -> Drawing | None:
         pair: the pair that was searched.
         name: file name without ending.
     """
-    done = tried[(tried["state"] == "DONE") & tried["value"].notna()]
-    names = [key for key in _SWEPT if done[key].nunique() > 1]
+    done, names = _finished(tried)
     if len(done) < ENOUGH or len(names) < 2:
         return None
     quantile = min(0.5, max(0.1, 5 / len(done)))
@@ -159,13 +158,18 @@ def importance(tried: pd.DataFrame, pair: str, name: str) -> Drawing | None:
         f"How much each parameter matters for being among the best {best} of the {len(done)} finished points of {pair} "
         "(PED-ANOVA). It looks at one parameter at a time, so it cannot see that two matter only together; it sees "
         "where good points lie, not how much is gained there; a sampler that went on where it was good makes what it "
-        "kept fixed "
-        "look unimportant; and points that a pruner stopped are not in it."
+        "kept fixed look unimportant; and points that a pruner stopped are not in it."
     )
     alt = "Importance: " + ", ".join(
         f"{key} {found[key]:.2f}{'' if found[key] > limits[key] else ' (within chance)'}" for key in order
     )
     return render(name, caption, f"{alt}.", (7.6, 1.3 + 0.42 * len(order)), draw)
+
+
+def _finished(tried: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
+    """The points that ended with a value, and the parameters that differ among them."""
+    done = tried[(tried["state"] == "DONE") & tried["value"].notna()]
+    return done, [key for key in PARAMETERS if done[key].nunique() > 1]
 
 
 def _ped_anova(parameters: pd.DataFrame, values: np.ndarray, quantile: float) -> dict[str, float]:
@@ -199,8 +203,7 @@ def contours(tried: pd.DataFrame, pair: str, name: str, part: str) -> Drawing | 
         name: file name without ending.
         part: what the values were measured on, "validation" or "test".
     """
-    done = tried[(tried["state"] == "DONE") & tried["value"].notna()]
-    names = [key for key in _SWEPT if done[key].nunique() > 1]
+    done, names = _finished(tried)
     if len(names) < 2 or len(done) < 4:
         return None
     wanted = [("alpha", "tau"), ("alpha", "beta"), ("alpha", "gamma")]
@@ -243,8 +246,7 @@ def contours(tried: pd.DataFrame, pair: str, name: str, part: str) -> Drawing | 
     caption = (
         f"The searched points of {pair}: {part} accuracy against each parameter, and over pairs of parameters (shades "
         "are interpolated between the points and guide the eye only; values in the lowest tenth share a shade). The "
-        "star is the "
-        "best point, which reads high for being picked."
+        "star is the best point, which reads high for being picked."
     )
     shown = ", ".join(f"{key} {float(best[key]):.3g}" for key in names)
     return render(name, caption, f"Slices and contours of {pair}; best at {shown}.", (7.6, 4.6), draw)
