@@ -55,7 +55,8 @@ MaxDevicesOption = Annotated[
     int | None, typer.Option(min=1, help="On a cluster: GPUs, or cores without any, that the study may have at once.")
 ]
 RunsAGpuOption = Annotated[
-    int | None, typer.Option(min=1, help="On a cluster: runs that share a GPU; by default each has one to itself.")
+    int | None,
+    typer.Option(min=1, help="On a cluster: runs that share a GPU; by default as many as fit into its memory."),
 ]
 TrackLaterOption = Annotated[
     bool, typer.Option("--track-later", help="Do not need MLflow now; `kdstudy sync` fills it in.")

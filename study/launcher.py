@@ -180,21 +180,29 @@ def _start(ray: Any, address: str, **options: Any) -> None:
     quiet()  # Ray sets its own levels when it starts
 
 
-def joined_machine(device: str | None, max_devices: int | None, runs_a_gpu: int | None) -> Machine:
+def joined_machine(
+    device: str | None, max_devices: int | None, runs_a_gpu: int | None, fitting: Callable[[], int] = lambda: 1
+) -> Machine:
     """What runs may use of the cluster that this process has joined.
 
     Args:
         device: `cpu` or `cuda`; by default what the cluster has now.
         max_devices: GPUs, or cores where there are none, that the study may have at once; None: all that come.
-        runs_a_gpu: how many share one; None: each has one to itself.
+        runs_a_gpu: how many share one; None: as many as fit into its memory and have a core each.
+        fitting: how many fit into the memory of one (see `study.sharing`); asked only where that decides.
     """
     import ray
 
-    chosen = device or ("cuda" if ray.cluster_resources().get("GPU") else "cpu")
+    there = ray.cluster_resources()
+    gpus = there.get("GPU", 0.0)
+    chosen = device or ("cuda" if gpus else "cpu")
     most = max_devices or 10_000
     if chosen == "cpu":
         return Machine("cpu", most, cpus=1.0, gpus=0.0)
     share = runs_a_gpu or 1
+    cores = int(there.get("CPU", 0.0) // gpus) if gpus else 1
+    if runs_a_gpu is None and cores > 1:
+        share = max(1, min(fitting(), MOST_RUNS_A_GPU, cores))
     return Machine(chosen, most * share, cpus=1.0, gpus=_fraction(share), devices=most)
 
 

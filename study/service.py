@@ -84,7 +84,7 @@ def run(
         execution: how steps are run, one of `trainables.engine.EXECUTIONS`; by default what suits the device.
         address: of a Ray cluster to join (`auto`: the one that this process is a part of); None: this machine alone.
         max_devices: on a cluster, how many GPUs, or cores where there are none, the study may have at once.
-        runs_a_gpu: on a cluster, how many runs share a GPU; by default each has one to itself.
+        runs_a_gpu: on a cluster, how many runs share a GPU; by default as many as fit into its memory.
 
     Raises:
         RequestError: the request cannot be carried out; nothing was written.
@@ -99,14 +99,14 @@ def run(
 
     def fits_a_gpu() -> int:
         with shown.status("measuring the memory of a run …"):
-            return sharing.runs_a_gpu(plan)
+            return sharing.runs_a_gpu(plan, None if address is None else sharing.measured_on_a_node)
 
     with contextlib.ExitStack() as stack:
         if address is None:
             machine = launcher.this_machine(device, concurrency, fits_a_gpu)
         else:
             stack.enter_context(launcher.joined(address))
-            machine = launcher.joined_machine(device, max_devices, runs_a_gpu)
+            machine = launcher.joined_machine(device, max_devices, runs_a_gpu, fits_a_gpu)
         machine = replace(machine, execution=execution, joined=address is not None)
         logits.require_room(plan, machine.device)
         store = stack.enter_context(Store(home.store_url).opened())

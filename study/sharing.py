@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from study.errors import one_line
 from study.launcher import python_path
 from study.plan import TEACHER, PairPlan, Plan
 from study.store import WAITING, RunRow
@@ -17,6 +18,8 @@ log = logging.getLogger("kdstudy.sharing")
 
 # Of a GPU's free memory, so much stays free: runs differ a little, and allocators fragment.
 MARGIN = 0.1
+# How long a cluster's GPU is waited for.
+_PATIENCE_SECONDS = 600.0
 
 _measured: dict[str, Memory] = {}
 
@@ -62,6 +65,28 @@ def requests(plan: Plan) -> Iterator[dict[str, Any]]:
 
 def _folds(pair: PairPlan) -> int:
     return pair.teacher.folds if pair.teacher.regime == "cross_fitted" else 0
+
+
+def measured_on_a_node(request: dict[str, Any]) -> Memory:
+    """The memory of a request's run, measured on a node of the cluster that this process has joined.
+
+    The first GPU that is free stands for all of them: what does not fit on a smaller one halves the share when it
+    happens.
+
+    Raises:
+        ProbeError: the run failed there, or no GPU was free for ten minutes.
+    """
+    import ray
+
+    task = ray.remote(num_cpus=1, num_gpus=1, max_retries=0)(probe).remote(request)
+    try:
+        found: Memory = ray.get(task, timeout=_PATIENCE_SECONDS)
+    except ray.exceptions.RayTaskError as error:
+        raise ProbeError(one_line(error.cause)) from None
+    except (ray.exceptions.RayError, TimeoutError) as error:
+        ray.cancel(task, force=True)
+        raise ProbeError(one_line(error) or "no GPU was free") from None
+    return found
 
 
 def _probe(request: dict[str, Any]) -> Memory:

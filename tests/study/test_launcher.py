@@ -79,6 +79,33 @@ def test_on_a_cpu_nothing_is_measured(gpus: Any, devices: int) -> None:
     assert this_machine("cpu", runs_a_gpu=never) == Machine("cpu", 4, cpus=1.0, gpus=0.0)
 
 
+@pytest.mark.parametrize(
+    ("there", "given", "fit", "share"),
+    [
+        ({"GPU": 4.0, "CPU": 32.0}, None, 5, 5),
+        ({"GPU": 4.0, "CPU": 32.0}, None, 100, 8),  # one core a run
+        ({"GPU": 4.0, "CPU": 400.0}, None, 100, launcher.MOST_RUNS_A_GPU),
+        ({"GPU": 4.0, "CPU": 32.0}, 3, None, 3),  # who says how many gets them, and nothing is measured
+        ({"GPU": 4.0, "CPU": 4.0}, None, None, 1),
+    ],
+)
+def test_runs_share_a_clusters_gpus_as_memory_and_cores_allow(
+    monkeypatch: pytest.MonkeyPatch, there: dict[str, float], given: int | None, fit: int | None, share: int
+) -> None:
+    import ray
+
+    monkeypatch.setattr(ray, "cluster_resources", lambda: there)
+    machine = launcher.joined_machine(None, 2, given, never if fit is None else lambda: fit)
+    assert (machine.device, machine.runs_a_gpu, machine.concurrency) == ("cuda", share, 2 * share)
+
+
+def test_on_a_cluster_without_gpus_nothing_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    import ray
+
+    monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 8.0})
+    assert launcher.joined_machine(None, None, None, never).device == "cpu"
+
+
 def test_halving_ends_with_a_gpu_for_each_run() -> None:
     machine: Machine | None = Machine("cuda", 14, cpus=1.0, gpus=0.1428, devices=2)
     seen = []

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from study import sharing
+from study import launcher, sharing
 from study.home import open_home
 from study.plan import Plan
 from tests.study.simulation import spec_of
@@ -71,6 +72,27 @@ def test_the_largest_run_decides_and_is_measured_once_a_session() -> None:
     assert sharing.runs_a_gpu(found, measure) == 4  # 90 of 100, by 20
     assert sharing.runs_a_gpu(found, measure) == 4
     assert measured == ["cnn3", "cnn32"]
+
+
+@pytest.mark.slow
+def test_on_a_cluster_the_memory_is_measured_where_a_gpu_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A Ray that believes to have a GPU: the probe is run there as a task, and its error is what is reported."""
+    where = tmp_path / "where"
+
+    def probed(request: dict[str, Any]) -> Memory:
+        import os
+
+        where.write_text(os.environ["CUDA_VISIBLE_DEVICES"])
+        if request["model"] == "too large":
+            raise ProbeError("CUDA out of memory")
+        return Memory(10, free=100)
+
+    monkeypatch.setattr(sharing, "probe", probed)
+    with launcher.cluster(launcher.Machine("cuda", 1, cpus=1.0, gpus=1.0, devices=1)):
+        assert sharing.measured_on_a_node({"model": "small"}) == Memory(10, free=100)
+        assert where.read_text() == "0"
+        with pytest.raises(ProbeError, match="out of memory"):
+            sharing.measured_on_a_node({"model": "too large"})
 
 
 def test_what_cannot_be_measured_has_a_gpu_to_itself(caplog: pytest.LogCaptureFixture) -> None:
