@@ -175,21 +175,21 @@ class Packed:
             for trainer, stream, total in zip(self._trainers, self._streams, sums, strict=True):
                 assert total is not None
                 with _on(stream):
-                    trainer._model.eval()
-                    top1, _ = evaluate(trainer._logits, trainer._pipeline.evaluation("test", None))
+                    trainer.lessons.model.eval()
+                    top1, _ = evaluate(trainer.lessons.logits, trainer.lessons.pipeline.evaluation("test", None))
                     metrics.append({"train_loss": float(total) / len(trainer._train), "test_top1": top1})
                 trainer.epoch = epoch
         return metrics
 
     def _steps(self, trainer: engine.Trainer, epoch: int) -> Iterator[Tensor]:
         """A step at each turn; the loss over its batch, summed. The trainer's own step without its metrics."""
-        model, objective, optimiser = trainer._model.train(), trainer._objective, trainer._optimiser
+        model, objective, optimiser = trainer.lessons.model.train(), trainer.objective, trainer._optimiser
         for group in optimiser.param_groups:
             group["lr"] = trainer.run.protocol.lr_at(epoch)
 
         def step(target: Tensor, teacher_logits: Tensor, pixels: Tensor) -> Tensor:
-            with trainer._autocast():
-                logits = model(trainer._normalised(pixels)).float()
+            with trainer.lessons.autocast():
+                logits = model(trainer.lessons.normalised(pixels)).float()
             loss: Tensor = objective(logits, teacher_logits, target, epoch)["loss"]
             optimiser.zero_grad()
             loss.backward()
@@ -197,7 +197,7 @@ class Packed:
             return loss.detach() * len(target)
 
         run = GraphedStep(step) if self._graphed else step
-        for shown, teacher_logits, _ in trainer._batches(epoch):
+        for shown, teacher_logits, _ in trainer.lessons.batches(epoch):
             assert teacher_logits is not None
             yield run(shown.labels, teacher_logits, shown.views[0])
 
@@ -225,7 +225,7 @@ def _work(
             train()
         ended = time.time()
         step = _seconds_a_step(trainers[0], size) if configuration.runs == 1 and configuration.way != STREAMS else None
-        if any(trainer.teaching and trainer.teaching.asked for trainer in trainers):
+        if any(trainer.lessons.teaching and trainer.lessons.teaching.asked for trainer in trainers):
             raise RuntimeError("a logit was not in the store")
         results.put({"began": began, "ended": ended, "first": first, "step": step})
     except BaseException as error:
@@ -235,7 +235,7 @@ def _work(
 
 def _seconds_a_step(trainer: engine.Trainer, size: Size) -> float:
     """Of training alone: an epoch without its evaluation."""
-    trainer._measured.clear()
+    trainer.lessons.measured.clear()
     return trainer.train_epoch()["epoch_seconds"] / -(-size.train // trainer.run.protocol.batch_size)
 
 

@@ -3,43 +3,32 @@
 Nothing random is drawn from a shared generator: initialisation, order, views and noise are functions of the seed and
 the epoch (see `streams.py`). So a checkpoint needs no generator's state, and runs with the same seed meet the same
 initial weights and the same views in the same order, whatever their method.
+
+What a student is, what it is shown and how it is measured is its task's: see `lessons.py`.
 """
 
 import json
 import math
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from trainables import models, objectives, splits
-from trainables.data import DataError, EncodedImages, ImageDataset
+from trainables import lessons, objectives, splits
+from trainables.data import ImageDataset
 from trainables.files import CheckpointError, checkpoint_bytes, read_checkpoint, write_atomic
-from trainables.graphs import GraphedStep
+from trainables.lessons import EXECUTIONS, RunSpec, batch_sizes
 from trainables.logits import LogitStore
-from trainables.measures import evaluate
-from trainables.pipeline import Pipeline, Shown
-from trainables.precision import autocast, float32_products
-from trainables.protocol import Protocol
-from trainables.streams import generator, stream_seed
+from trainables.precision import float32_products
+from trainables.streams import drawing_from
 from trainables.teachers import Teacher
-from trainables.teaching import Teaching
-from trainables.views import normalise
+
+__all__ = ["EXECUTIONS", "NOT_FINITE", "NonFinite", "RunSpec", "Trainer", "batch_sizes", "summary"]
 
 VERSION = 1  # raised when a fix changes what a run ends with
-
-# How a step is run: as it is written; as a CUDA graph, so that a GPU does not wait for Python; or with the network's
-# passes compiled. All give the same numbers but for their last bits, so this is not part of what a run is.
-EXECUTIONS = ("eager", "graphs", "compiled")
-
-# What every objective returns, and is either known to be a metric or not one.
-_PARTS = ("loss", "ce", "kd", "mis_instruction_ratio", "capped_ratio")
-
 
 NOT_FINITE = "loss is not finite"
 """How the reason begins why such a run failed."""
@@ -47,22 +36,6 @@ NOT_FINITE = "loss is not finite"
 
 class NonFinite(ArithmeticError):
     """The training loss is not a finite number any more."""
-
-
-@dataclass(frozen=True)
-class RunSpec:
-    """What is trained and how.
-
-    `parameters` are those of the method that the point names, numbers and options; the protocol gives the others.
-    `stop_at`: training ends after the first epoch whose `train_top1` reaches so many percent; None: after the last.
-    """
-
-    student: str
-    method: str
-    parameters: dict[str, float | str | bool]
-    protocol: Protocol
-    seed: int
-    stop_at: float | None = None
 
 
 class Trainer:
@@ -107,40 +80,26 @@ class Trainer:
             raise ValueError(f"method {run.method} needs a teacher")
         self.run = run
         self.epoch = 0
+        self._stopped = False
         self._device = torch.device(device)
         self._dataset = dataset
         self._train = split_train
-        self._kinds = method.views
-        self._stopped = False
-        self._pipeline = Pipeline(dataset, run.protocol, self._device, workers)
-        models.get(run.student).require(self._pipeline.shape)
-        self.teaching: Teaching | None = None
-        """Where the teacher's answers come from; None for a method without a teacher."""
-        if teacher is not None and method.needs_teacher:
-            self.teaching = Teaching(teacher, self._pipeline, store)
-        # Which images of which part are measured, by the name of the metric.
-        self._measured: dict[str, tuple[str, Tensor | None]] = {}
-        if len(split_validation):
-            self._measured["val"] = ("train", split_validation)
-        if evaluate_test:
-            self._measured["test"] = ("test", test_indices)
-        with self._drawing_from("init"):
-            self._model = models.build(run.student, dataset.num_classes)
-        # Channels last: a third less time a step on a CPU, and what tensor cores want.
-        self._model.to(self._device).to(memory_format=torch.channels_last)
-        self._execution = execution or ("graphs" if self._device.type == "cuda" else "eager")
-        # A compiled function is made for one size of batch; a last short one is run eagerly.
-        self._compiled = torch.compile(self._model, dynamic=False) if self._execution == "compiled" else None
-        with self._drawing_from("objective"):
-            self._objective = objectives.build(run.method, **self._parameters(method)).to(self._device)
-        self._optimiser = torch.optim.SGD(
-            [*self._model.parameters(), *self._objective.parameters()],
-            lr=run.protocol.lr,
-            momentum=run.protocol.momentum,
-            nesterov=run.protocol.nesterov,
-            weight_decay=run.protocol.weight_decay,
-            foreach=True,
+        self.lessons = lessons.of(
+            run,
+            dataset,
+            train=split_train,
+            validation=split_validation,
+            teacher=teacher if method.needs_teacher else None,
+            evaluate_test=evaluate_test,
+            test_indices=test_indices,
+            device=self._device,
+            workers=workers,
+            store=store,
+            execution=execution,
         )
+        with drawing_from(self._device, run.seed, "objective"):
+            self.objective = objectives.build(run.method, **self._parameters(method)).to(self._device)
+        self._optimiser = _optimiser(run, [*self.lessons.parameters(), *self.objective.parameters()])
 
     @property
     def done(self) -> bool:
@@ -167,64 +126,15 @@ class Trainer:
         for group in self._optimiser.param_groups:
             group["lr"] = lr
         with float32_products(self.run.protocol.precision):
-            metrics = self._trained(epoch, lr)
-            self._model.eval()
-            for name, (part, indices) in self._measured.items():
-                top1, top5 = evaluate(self._logits, self._pipeline.evaluation(part, indices))
-                metrics |= {f"{name}_top1": top1, f"{name}_top5": top5}
+            metrics = self.lessons.train(epoch, self.objective, self._optimiser)
+            if not math.isfinite(metrics["train_loss"]):
+                raise NonFinite(f"{NOT_FINITE} at epoch {epoch}")
+            metrics |= {"lr": lr, **self.lessons.measure(epoch)}
         self.epoch = epoch
         stop_at = self.run.stop_at
         # A mean in float32 may miss 100 % by its last bits.
         self._stopped = self._stopped or (stop_at is not None and metrics["train_top1"] >= stop_at - 1e-3)
         return metrics | {"epoch_seconds": time.perf_counter() - started}
-
-    def _trained(self, epoch: int, lr: float) -> dict[str, float]:
-        """Train an epoch; its metrics."""
-        sums: Tensor | None = None
-        extra: list[str] = []
-        seen = asked = 0
-
-        def step(target: Tensor, teacher_logits: Tensor | None, *views: Tensor) -> Tensor:
-            """Train on a batch; the sums over it of loss, hits and what else the objective returns."""
-            nonlocal extra
-            full = len(target) == self.run.protocol.batch_size
-            model = self._compiled if self._compiled is not None and full else self._model
-            with self._autocast():
-                logits = _stacked([model(self._normalised(pixels)).float() for pixels in views])
-            parts = self._objective(logits, teacher_logits, target, epoch)
-            self._optimiser.zero_grad()
-            parts["loss"].backward()
-            self._optimiser.step()
-            first = logits.detach() if len(views) == 1 else logits.detach()[0]
-            hit = (first.argmax(1) == target).float().mean()
-            extra = [name for name in parts if name not in _PARTS]
-            names = ("mis_instruction_ratio", "capped_ratio", *extra)
-            found = [parts["loss"].detach(), hit, *(parts[name].detach() for name in names)]
-            return torch.stack(found) * len(target)
-
-        # The learning rate and what else follows the epoch are constants of a graph, hence one an epoch.
-        run = GraphedStep(step) if self._execution == "graphs" else step
-        self._model.train()
-        with self._drawing_from("noise", epoch):
-            for shown, teacher_logits, size in self._batches(epoch):
-                asked += size
-                if not len(shown.labels):
-                    continue
-                seen += len(shown.labels)
-                found = run(shown.labels, teacher_logits, *shown.views)
-                # Summed on the device: reading a number in each step would make the device wait for Python.
-                sums = found if sums is None else sums + found
-        if sums is None:
-            raise DataError(f"data set {self._dataset.name}: not one of its images decodes")
-        loss, hits, mis_instructed, capped, *others = (sums / seen).tolist()
-        if not math.isfinite(loss):
-            raise NonFinite(f"{NOT_FINITE} at epoch {epoch}")
-        metrics = {**dict(zip(extra, others, strict=True)), "train_loss": loss, "train_top1": 100 * hits, "lr": lr}
-        if self.teaching is not None:
-            metrics |= {"mis_instruction_ratio": mis_instructed, "capped_ratio": capped}
-        if self._dataset.bad_images == "skip" and isinstance(self._dataset.train_images, EncodedImages):
-            metrics["skipped_images"] = float(asked - seen)
-        return metrics
 
     def save(self, path: Path | str) -> None:
         """Write a checkpoint, whole or not at all."""
@@ -236,9 +146,9 @@ class Trainer:
             "version": VERSION,
             "identity": self._identity(),
             "epoch": self.epoch,
-            "model": self._model.state_dict(),
+            "model": self.lessons.state(),
             "optimiser": self._optimiser.state_dict(),
-            "objective": self._objective.state_dict(),
+            "objective": self.objective.state_dict(),
             "stopped": self._stopped,
         }
         return checkpoint_bytes(content)
@@ -267,43 +177,18 @@ class Trainer:
                 )
         if content["version"] != VERSION:
             raise CheckpointError(f"checkpoint {path}: written by engine {content['version']}, this is {VERSION}")
-        self._model.load_state_dict(content["model"])
+        self.lessons.load_state(content["model"])
         self._optimiser.load_state_dict(content["optimiser"])
-        self._objective.load_state_dict(content["objective"])
+        self.objective.load_state_dict(content["objective"])
         self.epoch = content["epoch"]
         self._stopped = content.get("stopped", False)
 
     def student_state(self) -> dict[str, Tensor]:
-        """A copy of the student's state dict, on the CPU."""
+        """A copy of what the student has learnt, on the CPU."""
         return {
             key: value.detach().cpu().clone(memory_format=torch.contiguous_format)
-            for key, value in self._model.state_dict().items()
+            for key, value in self.lessons.state().items()
         }
-
-    def _batches(self, epoch: int) -> Iterator[tuple[Shown, Tensor | None, int]]:
-        """Each batch, the teacher's logits on it, and how many images there should be."""
-        n = len(self._train)
-        order = self._train[torch.randperm(n, generator=generator(self.run.seed, "order", epoch))]
-        sizes = batch_sizes(n, self.run.protocol.batch_size, self.run.protocol.drop_last)
-        batches = order[: sum(sizes)].split(sizes)
-        if self.teaching is not None:
-            self.teaching.begin(self.run.seed, epoch, self._train)
-        for shown, size in zip(self._pipeline.training(self.run.seed, epoch, batches, self._kinds), sizes, strict=True):
-            teacher_logits = None
-            if self.teaching is not None and len(shown.indices):
-                asked = zip(self._kinds, shown.views, strict=True)
-                teacher_logits = _stacked([self.teaching.answers(kind, p, shown.indices) for kind, p in asked])
-            yield shown, teacher_logits, size
-
-    def _normalised(self, pixels: Tensor) -> Tensor:
-        return normalise(pixels, self._dataset.mean, self._dataset.std)
-
-    def _logits(self, images: Tensor) -> Tensor:
-        with self._autocast():
-            return self._model(self._normalised(images)).float()
-
-    def _autocast(self) -> torch.autocast:
-        return autocast(self.run.protocol.precision, self._device)
 
     def _parameters(self, method: objectives.Method) -> dict[str, float | str | bool]:
         """The method's own parameters: the point's, else the method's default, else the protocol's."""
@@ -316,38 +201,23 @@ class Trainer:
     def _identity(self) -> str:
         """What a checkpoint must have in common with the run that goes on from it, as JSON."""
         run = asdict(self.run) | {"protocol": self.run.protocol.identity()}
-        teacher = self.teaching.teacher.record.hash if self.teaching else None
+        teacher = self.lessons.teacher_hash
         seen = splits.digest(self._train)
         return json.dumps(run | {"data": self._dataset.hash, "train_indices": seen, "teacher": teacher})
 
-    @contextmanager
-    def _drawing_from(self, *stream: str | int) -> Iterator[None]:
-        """Torch's own generators stand at the start of this stream inside, and where they were afterwards."""
-        devices = [self._device] if self._device.type == "cuda" else []
-        with torch.random.fork_rng(devices):
-            torch.manual_seed(stream_seed(self.run.seed, *stream))
-            yield
 
-
-def batch_sizes(n: int, batch_size: int, drop_last: bool = False) -> list[int]:
-    """How many images each step of an epoch over `n` images has.
-
-    Every image comes once. A last short batch is kept, but for one that would hold a single image: it joins the batch
-    before, since batch norm may have nothing to average over. With `drop_last` a short batch is left out, unless it is
-    the only one.
-    """
-    whole, rest = divmod(n, batch_size)
-    sizes = [batch_size] * whole
-    if rest and not (drop_last and whole):
-        sizes.append(rest)
-    if len(sizes) > 1 and batch_size > 1 and sizes[-1] == 1:
-        sizes[-2:] = [batch_size + 1]
-    return sizes
-
-
-def _stacked(logits: list[Tensor]) -> Tensor:
-    """(B, C) of one view as they are, those of V views as (V, B, C)."""
-    return logits[0] if len(logits) == 1 else torch.stack(logits)
+def _optimiser(run: RunSpec, parameters: list[torch.nn.Parameter]) -> torch.optim.Optimizer:
+    protocol = run.protocol
+    if protocol.optimiser == "adamw":
+        return torch.optim.AdamW(parameters, lr=protocol.lr, weight_decay=protocol.weight_decay, foreach=True)
+    return torch.optim.SGD(
+        parameters,
+        lr=protocol.lr,
+        momentum=protocol.momentum,
+        nesterov=protocol.nesterov,
+        weight_decay=protocol.weight_decay,
+        foreach=True,
+    )
 
 
 def summary(history: list[dict[str, float]]) -> dict[str, float]:

@@ -10,6 +10,20 @@ from dataclasses import dataclass
 from typing import Any
 
 from trainables.naming import unknown
+from trainables.text.template import ALPACA, fault
+
+_OF_IMAGES = ("momentum", "nesterov", "views", "pad", "flip", "image_size", "eval_resize", "drop_last")
+_OF_TEXT = (
+    "max_tokens",
+    "max_response",
+    "template",
+    "packing",
+    "lora_rank",
+    "decoding",
+    "decoding_seeds",
+    "top_p",
+    "score_every",
+)
 
 
 @dataclass(frozen=True)
@@ -28,6 +42,13 @@ class Protocol:
 
     `precision`: `float32`; `tf32`, the same with tensor cores' shorter products, where there are any; `bf16`, mixed
     precision: forward passes in bfloat16, weights and losses in float32.
+
+    `task`: `images` or `text`, which a base decides. Of text: an example's prompt is `template` with its `{instruction}`
+    and `{input}` (see `trainables.text.template`); prompt and response have `max_tokens` at most, and what a student writes `max_response`; `packing`
+    puts several examples into one row of tokens, each of which sees only its own; `lora_rank` above 0 trains adapters
+    of that rank and leaves the weights as they are. Responses are scored after each `score_every` epochs and after the
+    last, by `decoding`: `greedy`, or `sample` with `top_p` for each of `decoding_seeds` seeds. `optimiser`: `sgd`, or
+    `adamw` (for which `momentum` says nothing).
     """
 
     base: str
@@ -51,6 +72,17 @@ class Protocol:
     eval_resize: int | None = None
     drop_last: bool = False
     precision: str = "float32"
+    task: str = "images"
+    optimiser: str = "sgd"
+    max_tokens: int = 512
+    max_response: int = 256
+    template: str = ALPACA
+    packing: bool = False
+    lora_rank: int = 0
+    decoding: str = "greedy"
+    decoding_seeds: int = 1
+    top_p: float = 1.0
+    score_every: int = 1
 
     def lr_at(self, epoch: int) -> float:
         """Learning rate in an epoch, counted from 1."""
@@ -62,9 +94,14 @@ class Protocol:
         return [(field, base[field], value) for field, value in mine.items() if value != base[field]]
 
     def identity(self) -> dict[str, Any]:
-        """What decides a result: all fields but the name of the base."""
+        """What decides a result: all fields of its task but the name of the base, and those that came later only where
+        they are not what everything had before."""
         fields = dataclasses.asdict(self)
-        del fields["base"]
+        del fields["base"], fields["task"]  # a base is of one task
+        others = _OF_TEXT if self.task == "images" else _OF_IMAGES
+        fields = {name: value for name, value in fields.items() if name not in others}
+        if self.task == "images" and self.optimiser == "sgd":
+            del fields["optimiser"]
         return fields
 
 
@@ -110,6 +147,25 @@ _IMAGENET_100 = Protocol(
     eval_resize=256,
 )
 
+# Section 4.2 of the LoCa paper, as far as it says: 10 epochs, batches of 60, a learning rate of 1e-5, 512 tokens. It is
+# silent on the optimiser (AdamW, as such models are trained), the schedule (constant) and the weights (as in Table 2).
+_DOLLY_10 = dataclasses.replace(
+    _CRD_240,
+    base="dolly-10",
+    task="text",
+    optimiser="adamw",
+    epochs=10,
+    batch_size=60,
+    lr=1e-5,
+    weight_decay=0.01,
+    milestones=(),
+    tau=1.0,
+    beta=0.5,
+    gamma=0.5,
+    warmup_dkd=1.0,
+    warmup_ctkd=1.0,
+)
+
 PROTOCOLS: dict[str, Protocol] = {
     protocol.base: protocol
     for protocol in (
@@ -132,6 +188,11 @@ PROTOCOLS: dict[str, Protocol] = {
             warmup_ctkd=1.0,
             image_size=64,
             eval_resize=64,
+        ),
+        _DOLLY_10,
+        # A student of a few million parameters in minutes on a CPU.
+        dataclasses.replace(
+            _DOLLY_10, base="dolly-quick", epochs=2, batch_size=8, lr=1e-3, max_tokens=160, max_response=32
         ),
         # A whole study in minutes: about a thousand 8x8 images on one thread of a CPU. Digits are not flipped.
         dataclasses.replace(
@@ -157,6 +218,8 @@ _BY_STUDENT: dict[str, dict[str, dict[str, Any]]] = {
 
 VIEWS = ("crop_flip", "random_resized_crop")
 PRECISIONS = ("float32", "tf32", "bf16")
+OPTIMISERS = ("sgd", "adamw")
+DECODINGS = ("greedy", "sample")
 
 # field: (test, what would be right)
 _ALLOWED: dict[str, tuple[Callable[[Any], bool], str]] = {
@@ -182,6 +245,16 @@ _ALLOWED: dict[str, tuple[Callable[[Any], bool], str]] = {
     "image_size": (lambda v: v is None or (_integer(v) and v >= 1), "a whole number of pixels from 1, or null"),
     "eval_resize": (lambda v: v is None or (_integer(v) and v >= 1), "a whole number of pixels from 1, or null"),
     "drop_last": (lambda v: isinstance(v, bool), "true or false"),
+    "optimiser": (lambda v: v in OPTIMISERS, f"one of {', '.join(OPTIMISERS)}"),
+    "max_tokens": (lambda v: _integer(v) and v >= 8, "a whole number of tokens from 8"),
+    "max_response": (lambda v: _integer(v) and v >= 1, "a whole number of tokens from 1"),
+    "template": (lambda v: isinstance(v, str), "a text with {instruction} and {input}"),
+    "packing": (lambda v: isinstance(v, bool), "true or false"),
+    "lora_rank": (lambda v: _integer(v) and v >= 0, "a whole number from 0"),
+    "decoding": (lambda v: v in DECODINGS, f"one of {', '.join(DECODINGS)}"),
+    "decoding_seeds": (lambda v: _integer(v) and v >= 1, "a whole number from 1"),
+    "top_p": (lambda v: _number(v) and 0 < v <= 1, "a number above 0, at most 1"),
+    "score_every": (lambda v: _integer(v) and v >= 1, "a whole number of epochs from 1"),
     "precision": (lambda v: v in PRECISIONS, f"one of {', '.join(PRECISIONS)}"),
 }
 
@@ -211,6 +284,10 @@ def resolve(base: str, student: str | None = None, **overrides: Any) -> Protocol
         allowed, right = _ALLOWED[field]
         if not allowed(value):
             raise ValueError(f"protocol.{field}: {value!r} will not do; it must be {right}")
+        if field in (_OF_TEXT if protocol.task == "images" else _OF_IMAGES):
+            raise ValueError(f"protocol.{field}: {base} is a protocol of {protocol.task}, which has no such field")
+        if field == "template" and (wrong := fault(value)):
+            raise ValueError(f"protocol.template: {wrong}")
     values = {field: _like(getattr(protocol, field), value) for field, value in overrides.items()}
     epochs = values.get("epochs", protocol.epochs)
     if "milestones" not in values:
@@ -223,6 +300,8 @@ def resolve(base: str, student: str | None = None, **overrides: Any) -> Protocol
             full = getattr(protocol, warmup)
             values[warmup] = max(min(full, 1.0), full * epochs / protocol.epochs)
     resolved = dataclasses.replace(protocol, **values)
+    if resolved.task == "text" and resolved.max_response >= resolved.max_tokens:
+        raise ValueError("protocol.max_response: must be below max_tokens, since the prompt takes part of those")
     if resolved.views == "random_resized_crop" and None in (resolved.image_size, resolved.eval_resize):
         raise ValueError("protocol.views: random_resized_crop needs image_size and eval_resize, in pixels")
     if resolved.views == "random_resized_crop" and (resolved.eval_resize or 0) < (resolved.image_size or 0):

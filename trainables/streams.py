@@ -6,6 +6,8 @@ with the same seed are paired; and a stream is named by its epoch, so a run resu
 """
 
 import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 
@@ -20,3 +22,11 @@ def stream_seed(seed: int, *names: str | int) -> int:
 def generator(seed: int, *names: str | int, device: torch.device | str = "cpu") -> torch.Generator:
     """A fresh generator at the start of the stream called `names`."""
     return torch.Generator(device=device).manual_seed(stream_seed(seed, *names))
+
+
+@contextmanager
+def drawing_from(device: torch.device, seed: int, *names: str | int) -> Iterator[None]:
+    """Torch's own generators stand at the start of a stream inside, and where they were afterwards."""
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        torch.manual_seed(stream_seed(seed, *names))
+        yield

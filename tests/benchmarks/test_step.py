@@ -15,6 +15,7 @@ from benchmarks.measuring import Ratio
 def test_the_parts_of_a_step_are_what_a_run_does(tmp_path: Path) -> None:
     """A student trained in parts has the weights of one that a run trains on the same batches."""
     from trainables import engine, protocol
+    from trainables.streams import drawing_from
 
     torch.set_num_threads(1)
     indices = torch.arange(step.BATCH)
@@ -27,9 +28,9 @@ def test_the_parts_of_a_step_are_what_a_run_does(tmp_path: Path) -> None:
     trainer = engine.Trainer(run, dataset, indices, indices[:0], teacher, evaluate_test=False, store=store)
     trainer.train_epoch()
     parts = step.Steps("resnet20", dataset, teacher, store, "cpu")
-    with trainer._drawing_from("init"):
+    with drawing_from(torch.device("cpu"), 0, "init"):
         parts.model.load_state_dict(step.models.build("resnet20", 100).state_dict())
-    (order,) = [shown.indices for shown, _, _ in trainer._batches(1)]
+    (order,) = [shown.indices for shown, _, _ in trainer.lessons.batches(1)]
     seconds = parts.take(order)
     assert set(seconds) == {*step.PARTS, step.ONLINE}
     assert min(seconds.values()) > 0

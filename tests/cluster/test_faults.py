@@ -115,8 +115,9 @@ def test_a_killed_worker(study: Study, nodes: Nodes) -> None:
 
 
 def test_a_node_that_is_lost_and_one_that_joins(study: Study, nodes: Nodes) -> None:
-    process = study.start("--set", "protocol.epochs=200")
-    study.wait_until(in_the_middle, process)
+    process = study.start("--set", "protocol.epochs=400")
+    # Both nodes have a run, or the one that is lost might have none to lose.
+    study.wait_until(lambda runs: in_the_middle(runs) and running(runs) == 2, process)
     nodes.kill(nodes.nodes[0])
     lost = study.wait_until(lambda runs: sum(run.losses for run in runs) >= 1, process)
     note_recovery("a node is lost", lost + study.wait_until(begun_again, process))
@@ -169,7 +170,7 @@ def test_a_store_that_is_restarted(study: Study, postgres: Postgres) -> None:
 def test_a_tracker_that_is_down_in_the_middle(tmp_path: Path, study: Study, server: tuple[Start, Kill]) -> None:
     start, kill = server
     study.environment["MLFLOW_TRACKING_URI"] = start()
-    process = study.start()
+    process = study.start("--set", "protocol.epochs=200")  # it must outlast the server's absence
     study.wait_until(in_the_middle, process)
     kill()
     study.wait_until(lambda runs: sum(run.state == DONE for run in runs) >= 5, process)
@@ -289,7 +290,10 @@ def test_a_stop_from_elsewhere_and_the_same_command_again(study: Study) -> None:
 def test_two_studies_share_the_nodes_each_within_its_cap_and_one_is_stopped(study: Study) -> None:
     seeds = {"one": "[1, 2]", "two": "[3, 4]"}
     drivers = {
-        name: study.start("--max-devices", "1", "--set", f"name={name}", "--set", f"seeds={seeds[name]}")
+        name: study.start(
+            *("--max-devices", "1", "--set", f"name={name}", "--set", f"seeds={seeds[name]}"),
+            *("--set", "protocol.epochs=200"),  # or it might be over before it is stopped
+        )
         for name in seeds
     }
     together, stopped, give_up = 0, False, time.monotonic() + 240

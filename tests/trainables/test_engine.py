@@ -227,8 +227,8 @@ def test_a_run_leaves_torchs_own_generator_where_it_was():
 
 def batches_of(running, epoch):
     """Each batch of an epoch as the networks see it: normalised views, the teacher's logits, labels, and its size."""
-    for shown, logits, size in running._batches(epoch):
-        yield [running._normalised(pixels) for pixels in shown.views], logits, shown.labels, size
+    for shown, logits, size in running.lessons.batches(epoch):
+        yield [running.lessons.normalised(pixels) for pixels in shown.views], logits, shown.labels, size
 
 
 def seen(running):
@@ -388,12 +388,12 @@ def test_with_several_views_the_student_sees_each_as_a_batch_and_the_logits_are_
     method(("weak", "strong"))
     running = trainer("asked", train=SPLIT.train[:64], test=False)
     sizes = []
-    running._model.register_forward_hook(lambda module, inputs, output: sizes.append(len(inputs[0])))
+    running.lessons.model.register_forward_hook(lambda module, inputs, output: sizes.append(len(inputs[0])))
     batches = list(batches_of(running, 1))
     running.train_epoch()
     # Two batches of two views; then the validation part.
     assert sizes[:4] == [32] * 4
-    assert {call[:2] for call in running._objective.calls} == {((2, 32, 10), (2, 32, 10))}
+    assert {call[:2] for call in running.objective.calls} == {((2, 32, 10), (2, 32, 10))}
     (weak, strong), asked, _, _ = batches[0]
     assert not torch.equal(weak, strong)
     teacher = make_teacher()
@@ -420,7 +420,7 @@ def test_a_methods_own_parameter_is_trained_its_own_part_is_a_metric_and_both_ar
     resumed = trainer("asked")
     resumed.load(tmp_path / "checkpoint")
     assert timeless(finish(resumed)) == timeless(history[1:])
-    assert torch.equal(resumed._objective.weight, whole._objective.weight)
+    assert torch.equal(resumed.objective.weight, whole.objective.weight)
 
 
 # Stopping early
@@ -457,7 +457,7 @@ def test_tf32_is_what_float32_is_on_a_cpu():
 def test_the_switches_for_tf32_are_set_for_the_epoch_and_set_back(precision, tf32):
     running = trainer("ce", precision=precision, test=False)
     cuda, cudnn, seen = torch.backends.cuda.matmul, torch.backends.cudnn, set()
-    running._model.register_forward_hook(lambda *_: seen.add((cuda.allow_tf32, cudnn.allow_tf32)))
+    running.lessons.model.register_forward_hook(lambda *_: seen.add((cuda.allow_tf32, cudnn.allow_tf32)))
     before = cuda.allow_tf32, cudnn.allow_tf32
     running.train_epoch()
     assert seen == {(tf32, tf32)}
@@ -469,11 +469,11 @@ def test_bf16_is_for_the_forward_passes_and_losses_and_weights_stay_float32(meth
     method(("weak",))
     running = trainer("asked", precision="bf16", epochs=1)
     seen = set()
-    running._model.register_forward_hook(lambda module, inputs, output: seen.add(output.dtype))
+    running.lessons.model.register_forward_hook(lambda module, inputs, output: seen.add(output.dtype))
     metrics = running.train_epoch()
     assert seen == {torch.bfloat16}
-    assert {call[2:] for call in running._objective.calls} == {(torch.float32, torch.float32)}
-    assert all(value.dtype == torch.float32 for value in running._model.parameters())
+    assert {call[2:] for call in running.objective.calls} == {(torch.float32, torch.float32)}
+    assert all(value.dtype == torch.float32 for value in running.lessons.model.parameters())
     full = trainer("asked", epochs=1).train_epoch()
     assert metrics["train_loss"] == pytest.approx(full["train_loss"], rel=0.03)
     assert metrics["train_loss"] != full["train_loss"]
@@ -641,7 +641,7 @@ def test_a_run_stopped_after_any_epoch_ends_bit_identical_to_an_undisturbed_one(
         assert timeless(kept + finish(resumed)) == timeless(history)
         assert same(resumed.student_state(), whole.student_state())
         assert all(torch.equal(a, b) for a, b in zip(momenta(resumed), momenta(whole), strict=True))
-        trained = [*whole._model.parameters(), *whole._objective.parameters()]
+        trained = [*whole.lessons.model.parameters(), *whole.objective.parameters()]
         assert len(momenta(resumed)) == len(trained)
 
 

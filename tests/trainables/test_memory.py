@@ -73,7 +73,7 @@ def test_a_rehearsal_trains_a_few_steps_with_a_random_teacher_and_leaves_nothing
     class Watched(memory.Runner):
         def advance(self, seconds: float) -> dict[str, Any]:
             report = super().advance(seconds)
-            teaching = self._trainer.teaching
+            teaching = self._trainer.lessons.teaching
             seen.append((len(self._trainer._train), teaching and len(teaching.teacher.modules)))
             assert len(report["epochs"]) == 1
             return report

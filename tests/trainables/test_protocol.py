@@ -102,9 +102,14 @@ def test_views_and_precision_that_cannot_be_are_refused(fields, says):
 
 
 def test_the_identity_is_every_field_but_the_bases_name():
-    identity = resolve("crd-240").identity()
-    assert set(identity) == {field.name for field in dataclasses.fields(PROTOCOLS["crd-240"])} - {"base"}
-    assert identity["lr"] == 0.05
+    fields = {field.name for field in dataclasses.fields(PROTOCOLS["crd-240"])} - {"base", "task"}
+    images, text = resolve("crd-240").identity(), resolve("dolly-10").identity()
+    # Each task has its own; what came later is left out where it is what everything had before.
+    assert set(images) | set(text) == fields
+    assert {"views", "pad", "momentum"} <= set(images) - set(text)
+    assert {"template", "max_tokens", "optimiser"} <= set(text) - set(images)
+    assert "optimiser" in resolve("crd-240", optimiser="adamw").identity()
+    assert images["lr"] == 0.05
 
 
 def test_a_whole_number_for_a_real_field_makes_no_other_identity():

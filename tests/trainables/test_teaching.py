@@ -73,7 +73,7 @@ def test_a_run_from_stored_logits_is_that_of_an_online_teacher_to_the_last_bit(t
     assert same(finished(warm), online)
     # A strong view cannot be stored. With padding 1 an image has nine weak ones, and some come twice in three epochs.
     strong = 3 * 300 if method == "mlkd" else 0
-    assert (cold.teaching.asked, warm.teaching.asked) == (strong + len(met(0)), strong)
+    assert (cold.lessons.teaching.asked, warm.lessons.teaching.asked) == (strong + len(met(0)), strong)
 
 
 def test_the_stored_logits_of_another_batch_size_and_part_are_the_same(tmp_path):
@@ -82,7 +82,7 @@ def test_the_stored_logits_of_another_batch_size_and_part_are_the_same(tmp_path)
     finished(trained(store_in(tmp_path), "kd"))  # batches of 48
     warm = trained(store_in(tmp_path), "loca", protocol)
     assert same(finished(warm), online)
-    assert warm.teaching.asked == 0
+    assert warm.lessons.teaching.asked == 0
     all_images = Teaching(teacher(), Pipeline(DIGITS, PROTOCOL), store_in(tmp_path))
     all_images.epoch(0, 1, torch.arange(len(DIGITS.train_labels)))
     assert all_images.asked == len(DIGITS.train_labels) - 300
@@ -92,7 +92,7 @@ def test_runs_of_other_seeds_fill_what_they_meet_first(tmp_path):
     finished(trained(store_in(tmp_path)))
     other = trained(store_in(tmp_path), seed=1)
     finished(other)
-    assert other.teaching.asked == len(met(1) - met(0)) > 0
+    assert other.lessons.teaching.asked == len(met(1) - met(0)) > 0
 
 
 def test_a_teacher_whose_answers_are_stored_is_not_even_read(tmp_path):
@@ -118,7 +118,7 @@ def test_torn_rows_are_asked_again_and_the_run_ends_the_same(tmp_path):
     rows.write_bytes(content)
     torn = trained(store_in(tmp_path))
     assert same(finished(torn), online)
-    assert 0 < torn.teaching.asked < len(met(0))
+    assert 0 < torn.lessons.teaching.asked < len(met(0))
 
 
 def test_a_full_disk_costs_time_and_changes_nothing(tmp_path, monkeypatch):
@@ -128,7 +128,7 @@ def test_a_full_disk_costs_time_and_changes_nothing(tmp_path, monkeypatch):
     monkeypatch.setattr("trainables.logits.os.pwrite", full)
     trainer = trained(store_in(tmp_path))
     assert same(finished(trainer), finished(trained(None)))
-    assert trainer.teaching.asked == 900
+    assert trainer.lessons.teaching.asked == 900
 
 
 def test_a_run_resumed_with_a_store_ends_as_one_that_was_not_interrupted_without(tmp_path):
