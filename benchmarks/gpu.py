@@ -52,6 +52,7 @@ from trainables import engine, protocol
 from trainables.data import ImageDataset
 from trainables.files import write_atomic
 from trainables.graphs import GraphedStep
+from trainables.image_lessons import ImageLessons
 from trainables.measures import evaluate
 from trainables.precision import float32_products
 from trainables.protocol import Protocol
@@ -135,6 +136,11 @@ def make_trainer(
     )
 
 
+def _lessons(trainer: engine.Trainer) -> ImageLessons:
+    assert isinstance(trainer.lessons, ImageLessons)
+    return trainer.lessons
+
+
 def _protocol(configuration: Configuration) -> Protocol:
     return protocol.resolve("crd-240", configuration.student, precision=configuration.precision)
 
@@ -175,21 +181,21 @@ class Packed:
             for trainer, stream, total in zip(self._trainers, self._streams, sums, strict=True):
                 assert total is not None
                 with _on(stream):
-                    trainer.lessons.model.eval()
-                    top1, _ = evaluate(trainer.lessons.logits, trainer.lessons.pipeline.evaluation("test", None))
+                    _lessons(trainer).model.eval()
+                    top1, _ = evaluate(_lessons(trainer).logits, _lessons(trainer).pipeline.evaluation("test", None))
                     metrics.append({"train_loss": float(total) / len(trainer._train), "test_top1": top1})
                 trainer.epoch = epoch
         return metrics
 
     def _steps(self, trainer: engine.Trainer, epoch: int) -> Iterator[Tensor]:
         """A step at each turn; the loss over its batch, summed. The trainer's own step without its metrics."""
-        model, objective, optimiser = trainer.lessons.model.train(), trainer.objective, trainer._optimiser
+        model, objective, optimiser = _lessons(trainer).model.train(), trainer.objective, trainer._optimiser
         for group in optimiser.param_groups:
             group["lr"] = trainer.run.protocol.lr_at(epoch)
 
         def step(target: Tensor, teacher_logits: Tensor, pixels: Tensor) -> Tensor:
-            with trainer.lessons.autocast():
-                logits = model(trainer.lessons.normalised(pixels)).float()
+            with _lessons(trainer).autocast():
+                logits = model(_lessons(trainer).normalised(pixels)).float()
             loss: Tensor = objective(logits, teacher_logits, target, epoch)["loss"]
             optimiser.zero_grad()
             loss.backward()
@@ -197,7 +203,7 @@ class Packed:
             return loss.detach() * len(target)
 
         run = GraphedStep(step) if self._graphed else step
-        for shown, teacher_logits, _ in trainer.lessons.batches(epoch):
+        for shown, teacher_logits, _ in _lessons(trainer).batches(epoch):
             assert teacher_logits is not None
             yield run(shown.labels, teacher_logits, shown.views[0])
 
@@ -225,7 +231,8 @@ def _work(
             train()
         ended = time.time()
         step = _seconds_a_step(trainers[0], size) if configuration.runs == 1 and configuration.way != STREAMS else None
-        if any(trainer.lessons.teaching and trainer.lessons.teaching.asked for trainer in trainers):
+        answering = [_lessons(trainer).teaching for trainer in trainers]
+        if any(teaching and teaching.asked for teaching in answering):
             raise RuntimeError("a logit was not in the store")
         results.put({"began": began, "ended": ended, "first": first, "step": step})
     except BaseException as error:
@@ -235,7 +242,7 @@ def _work(
 
 def _seconds_a_step(trainer: engine.Trainer, size: Size) -> float:
     """Of training alone: an epoch without its evaluation."""
-    trainer.lessons.measured.clear()
+    _lessons(trainer).measured.clear()
     return trainer.train_epoch()["epoch_seconds"] / -(-size.train // trainer.run.protocol.batch_size)
 
 

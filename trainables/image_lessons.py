@@ -133,7 +133,7 @@ class ImageLessons:
     def measure(self, epoch: int) -> dict[str, float]:
         """`val_top1`, `val_top5`, `test_top1`, `test_top5` (percent), where asked for."""
         self.model.eval()
-        metrics = {}
+        metrics: dict[str, float] = {}
         for name, (part, indices) in self.measured.items():
             top1, top5 = evaluate(self.logits, self.pipeline.evaluation(part, indices))
             metrics |= {f"{name}_top1": top1, f"{name}_top5": top5}

@@ -43,12 +43,12 @@ class Protocol:
     `precision`: `float32`; `tf32`, the same with tensor cores' shorter products, where there are any; `bf16`, mixed
     precision: forward passes in bfloat16, weights and losses in float32.
 
-    `task`: `images` or `text`, which a base decides. Of text: an example's prompt is `template` with its `{instruction}`
-    and `{input}` (see `trainables.text.template`); prompt and response have `max_tokens` at most, and what a student writes `max_response`; `packing`
-    puts several examples into one row of tokens, each of which sees only its own; `lora_rank` above 0 trains adapters
-    of that rank and leaves the weights as they are. Responses are scored after each `score_every` epochs and after the
-    last, by `decoding`: `greedy`, or `sample` with `top_p` for each of `decoding_seeds` seeds. `optimiser`: `sgd`, or
-    `adamw` (for which `momentum` says nothing).
+    `task`: `images` or `text`, which a base decides. Of text: an example's prompt is `template` with its
+    `{instruction}` and `{input}` (see `trainables.text.template`); prompt and response have `max_tokens` at most, and
+    what a student writes `max_response`; `packing` puts several examples into one row of tokens, each of which sees
+    only its own; `lora_rank` above 0 trains adapters of that rank and leaves the weights as they are. Responses are
+    scored after each `score_every` epochs and after the last, by `decoding`: `greedy`, or `sample` with `top_p` for
+    each of `decoding_seeds` seeds. `optimiser`: `sgd`, or `adamw` (for which `momentum` says nothing).
     """
 
     base: str

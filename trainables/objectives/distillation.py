@@ -54,6 +54,8 @@ class Distillation(nn.Module):
         self.term, self.temperature, self.calibrate = term, temperature, calibrate
         self.standardised, self.tau_squared, self.drop_wrong_views = standardised, tau_squared, drop_wrong_views
         self.beta, self.gamma, self.warmup = beta, gamma, warmup
+        # How many views are left is known of the whole batch only.
+        self.mean_over_rows = not drop_wrong_views
 
     def forward(
         self, student_logits: Tensor, teacher_logits: Tensor, target: Tensor, epoch: int = 1

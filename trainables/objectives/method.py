@@ -59,6 +59,9 @@ class Option:
         return any(type(value) is type(choice) and value == choice for choice in self.choices)
 
 
+TASKS = ("images", "text")
+
+
 @dataclass(frozen=True)
 class Method:
     """A training objective: what it is called, computes and takes.
@@ -67,7 +70,8 @@ class Method:
     returns a module with the interface that the package's docstring describes. views: how many views of an image it
     sees, and which. version: raised when a fix changes its results. zero_at_teacher: whether its distillation term has
     its least value, zero, where the student's logits are the teacher's, if the teacher is right on every view and so
-    needs no calibration.
+    needs no calibration. tasks: the kinds of data that it is for. from_responses: whether the student learns the
+    responses that the teacher generates in the place of those given, and not its logits.
     """
 
     name: str
@@ -81,6 +85,8 @@ class Method:
     views: tuple[str, ...] = ("weak",)
     version: int = 1
     zero_at_teacher: bool = False
+    tasks: tuple[str, ...] = TASKS
+    from_responses: bool = False
 
 
 def build(method: Method, given: Mapping[str, float | str | bool]) -> nn.Module:

@@ -61,6 +61,8 @@ class MultiLevel(nn.Module):
             of arXiv 2403.01427.
     """
 
+    mean_over_rows = False  # it compares views with each other
+
     def __init__(
         self, *, tau: float, beta: float, gamma: float, reading: str, tau_squared: bool, standardised: bool
     ) -> None:

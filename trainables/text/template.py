@@ -5,8 +5,8 @@ import string
 
 ALPACA = (
     "Below is an instruction that describes a task[[, paired with an input that provides further context]]. Write a "
-    "response that appropriately completes the request.\n\n### Instruction:\n{instruction}\n\n[[### Input:\n{input}\n\n]]"
-    "### Response:\n"
+    "response that appropriately completes the request.\n\n### Instruction:\n{instruction}\n\n"
+    "[[### Input:\n{input}\n\n]]### Response:\n"
 )
 """The prompt of Stanford Alpaca, which work on Dolly uses."""
 
