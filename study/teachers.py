@@ -16,9 +16,14 @@ from study.store import DONE, RunRow, Store
 from trainables import measures, splits, teachers
 from trainables.data import DataError
 from trainables.teachers import Teacher, TeacherRecord
+from trainables.text import measures as text_measures
+from trainables.text.corpora import TextDataset
+from trainables.text.teacher import TextTeacher
 
 # Enough views for a ratio to within a percentage point, and seconds even for a large teacher on a CPU.
 RATIO_VIEWS = 4_000
+# As many tokens, about.
+RATIO_EXAMPLES = 64
 
 
 def find(plan: Plan) -> dict[str, Teacher]:
@@ -82,13 +87,14 @@ def _made(name: str, pair: PairPlan, states: list[dict[str, Any]], runs: list[Ru
         folds = splits.make_folds(dataset.train_labels, pair.teacher.folds, pair.data.split_seed)
         content = teachers.cross_fitted_hash(hashes, folds)
     top1, top5 = ([(run.summary or {})[f"test_{top}_last"] for run in runs] for top in ("top1", "top5"))
+    rouge = (runs[0].summary or {}).get("test_rouge_l_last")
     record = TeacherRecord(
         name=name,
         hash=content,
         dataset=pair.data.name,
         dataset_hash=dataset.hash,
         model=model,
-        num_classes=dataset.num_classes,
+        num_classes=pair.num_classes,
         mean=dataset.mean,
         std=dataset.std,
         trained_on=_trained_on(pair),
@@ -100,7 +106,11 @@ def _made(name: str, pair: PairPlan, states: list[dict[str, Any]], runs: list[Ru
         origin=", ".join(f"run {run.run_id}" for run in runs),
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         fold_top1=tuple(top1) if folds is not None else (),
+        task=pair.task,
+        rouge_l=rouge,
     )
+    if pair.task == "text":
+        return TextTeacher(record, lambda: states[0])
     modules = [teachers.load_into(model, dataset.num_classes, state, name) for state in states]
     return Teacher(record, modules, folds)
 
@@ -108,6 +118,8 @@ def _made(name: str, pair: PairPlan, states: list[dict[str, Any]], runs: list[Ru
 def _views(pair: PairPlan) -> str:
     """A name for the views and labels that a pair's students see."""
     protocol = pair.protocol
+    if pair.task == "text":
+        return digest([protocol.template, protocol.max_tokens, pair.split(FINAL).digest])
     shown = {"pad": protocol.pad, "flip": protocol.flip, "split": pair.split(FINAL).digest}
     if protocol.views != "crop_flip" or protocol.image_size is not None:
         shown |= {"views": protocol.views, "size": protocol.image_size, "resize": protocol.eval_resize}
@@ -126,6 +138,11 @@ def measure_ratio(plan: Plan, pair_name: str, teacher: Teacher) -> tuple[float, 
     if record.ratio_views == _views(pair):
         return record.mis_instruction_ratio, record.ratio_on
     train = pair.split(FINAL).train
+    if isinstance(teacher, TextTeacher):
+        assert isinstance(pair.dataset, TextDataset)
+        sample = train[splits.stratified(pair.dataset.train_labels[train], RATIO_EXAMPLES, seed=0)]
+        ratio, tokens = text_measures.mis_instruction_ratio(teacher, pair.dataset, pair.protocol, sample)
+        return ratio, f"the {tokens:,} response tokens of {len(sample):,} of the students' training examples"
     images = train[splits.stratified(pair.dataset.train_labels[train], RATIO_VIEWS, seed=0)]
     # Small images are cheap to show more than once, which narrows the estimate.
     repeats = max(1, min(10, RATIO_VIEWS // len(images)))
@@ -157,6 +174,7 @@ def overview(plan: Plan, pair_name: str, teacher: Teacher, before: list[dict[str
         "test_top1": record.test_top1,
         "test_top5": record.test_top5,
         "fold_top1": list(record.fold_top1),
+        **({} if record.rouge_l is None else {"test_rouge_l": record.rouge_l}),
         "mis_instruction_ratio": ratio,
         "ratio_on": ratio_on,
         "views": views,
@@ -178,7 +196,12 @@ def remarks(plan: Plan, store: Store, pair: PairPlan) -> list[str]:
     found = []
     if pair.dataset.skipped:
         count = f"{pair.dataset.skipped:,}"
-        found.append(f"{pair.name}: images left out because they do not decode (bad_images: skip): {count}")
+        why = (
+            "examples left out because they have no response"
+            if pair.task == "text"
+            else "images left out because they do not decode (bad_images: skip)"
+        )
+        found.append(f"{pair.name}: {why}: {count}")
     wanted = pair.teacher.stop_at
     if wanted is not None and plan.spec.trains_teacher_of(pair.spec):
         for run in plan.teacher_runs(pair.name):

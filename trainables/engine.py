@@ -18,17 +18,21 @@ import torch
 from torch import Tensor
 
 from trainables import lessons, objectives, splits
-from trainables.data import ImageDataset
 from trainables.files import CheckpointError, checkpoint_bytes, read_checkpoint, write_atomic
 from trainables.lessons import EXECUTIONS, RunSpec, batch_sizes
 from trainables.logits import LogitStore
 from trainables.precision import float32_products
 from trainables.streams import drawing_from
+from trainables.tasks import SCORES, Dataset
 from trainables.teachers import Teacher
+from trainables.text.store import TextStore
 
 __all__ = ["EXECUTIONS", "NOT_FINITE", "NonFinite", "RunSpec", "Trainer", "batch_sizes", "summary"]
 
 VERSION = 1  # raised when a fix changes what a run ends with
+
+# What students are valued by, of each task.
+_SCORES = tuple(dict.fromkeys(("top1", *SCORES.values())))
 
 NOT_FINITE = "loss is not finite"
 """How the reason begins why such a run failed."""
@@ -62,7 +66,7 @@ class Trainer:
     def __init__(
         self,
         run: RunSpec,
-        dataset: ImageDataset,
+        dataset: Dataset,
         split_train: Tensor,
         split_validation: Tensor,
         teacher: Teacher | None,
@@ -70,7 +74,7 @@ class Trainer:
         device: torch.device | str = "cpu",
         test_indices: Tensor | None = None,
         workers: int = 0,
-        store: LogitStore | None = None,
+        store: LogitStore | TextStore | None = None,
         execution: str | None = None,
     ) -> None:
         if execution is not None and execution not in EXECUTIONS:
@@ -221,17 +225,25 @@ def _optimiser(run: RunSpec, parameters: list[torch.nn.Parameter]) -> torch.opti
 
 
 def summary(history: list[dict[str, float]]) -> dict[str, float]:
-    """What a run comes to, from the metrics of its epochs in order (percent), as far as they were measured.
+    """What a run comes to, from the metrics of its epochs in order, as far as they were measured.
 
     Returns:
-        `test_top1_last`, `test_top5_last`, `val_top1_last`: of the last epoch; `test_top1_best`, `val_top1_best`: the
-        largest; `test_top1_at_best_val`: at the first epoch with the best validation accuracy.
+        `test_top1_last`, `test_top5_last`, `val_top1_last` (percent): of the last epoch; `test_top1_best`,
+        `val_top1_best`: the largest; `test_top1_at_best_val`: at the first epoch with the best validation accuracy. Of
+        text the same of `rouge_l` (0 to 100), which not every epoch may have, and the last of `test_rouge_l.NAME`,
+        `test_loss` and `val_loss`.
     """
     if not history:
         return {}
     last = history[-1]
-    result = {f"{name}_last": last[name] for name in ("test_top1", "test_top5", "val_top1") if name in last}
-    result |= {f"{name}_best": max(row[name] for row in history) for name in ("test_top1", "val_top1") if name in last}
-    if "test_top1" in last and "val_top1" in last:
-        result["test_top1_at_best_val"] = max(history, key=lambda row: row["val_top1"])["test_top1"]
+    scored = [name for name in _SCORES if f"test_{name}" in last or f"val_{name}" in last]
+    kept = [f"{part}_{name}" for part in ("test", "val") for name in (*scored, "loss")]
+    kept += ["test_top5", *(name for name in last if name.startswith("test_rouge_l."))]
+    result = {f"{name}_last": last[name] for name in kept if name in last}
+    for name in scored:
+        test, val = f"test_{name}", f"val_{name}"
+        measured = [row for row in history if test in row or val in row]
+        result |= {f"{each}_best": max(row[each] for row in measured) for each in (test, val) if each in last}
+        if test in last and val in last:
+            result[f"{test}_at_best_val"] = max(measured, key=lambda row, val=val: row[val])[test]  # type: ignore[misc]
     return result

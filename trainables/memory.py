@@ -25,6 +25,7 @@ import torch
 
 from trainables import models, splits, teachers
 from trainables.runner import Runner, load_data
+from trainables.text.corpora import TextDataset
 
 KEEP_FREED = ":".join(
     f"glibc.malloc.{name}={value}"
@@ -56,19 +57,11 @@ class Memory:
         return max(1, int((1 - margin) * self.free / self.need))
 
 
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether a GPU's memory was too small, whichever library found out."""
-    if isinstance(error, torch.OutOfMemoryError):
-        return True
-    texts = ("CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED")
-    return isinstance(error, RuntimeError) and any(text in str(error) for text in texts)
-
-
 def same_need(request: dict[str, Any]) -> str:
     """What decides the memory of a run: requests that agree in it need not be measured again."""
     fields = ("model", "method", "teacher", "data_hash", "device")
-    shown = ("batch_size", "views", "image_size", "precision")
-    decides = [request[name] for name in fields] + [request["protocol"][name] for name in shown]
+    shown = ("batch_size", "views", "image_size", "precision", "max_tokens", "lora_rank")
+    decides = [request[name] for name in fields] + [request["protocol"].get(name) for name in shown]
     return json.dumps(decides, sort_keys=True)
 
 
@@ -170,6 +163,8 @@ def _short(request: dict[str, Any], folder: str) -> dict[str, Any]:
 def _random_teacher(request: dict[str, Any], home: str) -> str:
     """Keep a teacher of the architecture in a home; its hash."""
     dataset = load_data(request["data"])
+    if isinstance(dataset, TextDataset):
+        return _random_text_teacher(request, dataset, home)
     model, folds = request["teacher"]["model"], request["teacher"]["folds"]
     states = [models.build(model, dataset.num_classes).state_dict() for _ in range(max(1, folds))]
     record = teachers.unmeasured_record(model, dataset, states[0], trained_on="none", origin="random")
@@ -180,6 +175,20 @@ def _random_teacher(request: dict[str, Any], home: str) -> str:
     of_images = splits.make_folds(dataset.train_labels, folds, request["split"]["split_seed"])
     record = replace(record, hash=teachers.cross_fitted_hash(hashes, of_images), fold_top1=(float("nan"),) * folds)
     teachers.save(home, record, {"members": states, "folds": of_images})
+    return record.hash
+
+
+def _random_text_teacher(request: dict[str, Any], dataset: TextDataset, home: str) -> str:
+    from trainables.text import models as text_models
+    from trainables.text.network import Network
+    from trainables.text.teacher import stamped
+
+    model = request["teacher"]["model"]
+    network = Network(text_models.build(model, dataset.models, dataset.cache))
+    state = stamped(network, text_models.base_hash(model, dataset.models))
+    record = teachers.unmeasured_record(model, dataset, state, trained_on="none", origin="random")
+    record = replace(record, task="text")
+    teachers.save(home, record, state)
     return record.hash
 
 

@@ -19,14 +19,19 @@ import torch
 from trainables import data, engine, logits, protocol, splits, teachers
 from trainables.files import read_stored
 from trainables.storage import PATIENCE_SECONDS, open_storage
+from trainables.tasks import Dataset
+from trainables.text import corpora
+from trainables.text.store import TextStore
 
 # Checkpoints may take this share of a run's time: the cheaper they are to write, the less a kill can cost.
 CHECKPOINT_SHARE = 0.02
+ARTIFACTS = "artifacts"
+"""The folder, in a run's own, of files that are kept with it when it has ended."""
 # How long a storage that is away is waited for where a run can also go on without its checkpoint.
 SHORT_PATIENCE_SECONDS = 5.0
 
 
-def load_data(source: dict[str, Any]) -> data.ImageDataset:
+def load_data(source: dict[str, Any]) -> Dataset:
     """The data that a request describes: read, then cut to its classes and given its label noise.
 
     Raises:
@@ -36,8 +41,13 @@ def load_data(source: dict[str, Any]) -> data.ImageDataset:
 
 
 @lru_cache(maxsize=2)
-def _loaded(source: str) -> data.ImageDataset:
+def _loaded(source: str) -> Dataset:
     fields = json.loads(source)
+    if fields["name"] in corpora.names():
+        given = {name: fields[name] for name in ("name", "root", "models", "cache", "evaluate")}
+        return corpora.load(**given)
+    for name in ("models", "evaluate"):
+        fields.pop(name, None)
     cut = {name: fields.pop(name) for name in ("classes", "label_noise", "noise_seed")}
     return data.restrict(data.load(**fields), **cut)
 
@@ -51,6 +61,13 @@ def _teacher(home: str, reference: str, storage: str) -> teachers.Teacher:
 @lru_cache(maxsize=4)
 def _logits(root: str, key: logits.Key) -> logits.LogitStore | None:
     return logits.open_store(Path(root), key)
+
+
+def _store(stored: dict[str, Any]) -> logits.LogitStore | TextStore | None:
+    """Where what a teacher said is kept, from what a request says of it."""
+    if "top_k" in stored:
+        return TextStore(Path(stored["root"]), stored["top_k"], stored["dtype"])
+    return _logits(stored["root"], logits.Key(**stored["key"]))
 
 
 class Runner:
@@ -102,7 +119,7 @@ class Runner:
             test_indices=None if limit is None else splits.stratified(dataset.test_labels, limit, split["split_seed"]),
             workers=request["workers"],
             execution=request["execution"],
-            store=_logits(stored["root"], logits.Key(**stored["key"])) if stored else None,
+            store=_store(stored) if stored else None,
         )
         self._storage = open_storage(request["checkpoints"])
         if (name := request["resume_from"]) is not None:
@@ -135,6 +152,9 @@ class Runner:
             if trainer.epoch in self.request["rungs"] or time.monotonic() - began >= seconds:
                 break
         now = time.monotonic()
+        for name, content in trainer.lessons.artifacts().items() if trainer.done and not failed else ():
+            with suppress(OSError):  # they are shown, and nothing goes on from them
+                self._storage.write(f"{ARTIFACTS}/{name}", content)
         rested = now - self._saved_at >= self._save_seconds / CHECKPOINT_SHARE
         needed = trainer.done or trainer.epoch in self.request["rungs"]
         checkpoint = lost = warning = None
@@ -180,5 +200,5 @@ def forget(checkpoints: str, keep: str | None) -> None:
     """Remove a run's checkpoints, which are at this address, but the one of this name."""
     storage = open_storage(checkpoints)
     for name in storage.names():
-        if name != keep:
+        if name != keep and not name.startswith(f"{ARTIFACTS}/"):
             storage.delete(name)

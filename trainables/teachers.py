@@ -22,10 +22,10 @@ import torch
 from torch import Tensor, nn
 
 from trainables import models
-from trainables.data import ImageDataset
 from trainables.files import CheckpointError, checkpoint_bytes, read_checkpoint, read_stored, write_atomic
 from trainables.naming import unknown
 from trainables.storage import below, is_bucket, open_storage
+from trainables.tasks import Dataset
 from trainables.views import normalise
 
 __all__ = [
@@ -56,7 +56,8 @@ class TeacherRecord:
     training set: it was trained elsewhere). `test_top1` and `test_top5` are in percent, the mean over the networks of a
     set; `mis_instruction_ratio` is from 0 to 1, over the views that `ratio_on` describes and `ratio_views` names,
     where whoever measured it named them. `fold_top1`: the test accuracy of each network of a cross-fitted set, empty
-    for a single one.
+    for a single one. `task`: `images` or `text`; of text the accuracies are of tokens, `num_classes` is the vocabulary,
+    and `rouge_l` is ROUGE-L on the test set, from 0 to 100.
     """
 
     name: str
@@ -77,6 +78,8 @@ class TeacherRecord:
     created: str
     ratio_views: str | None = None
     fold_top1: tuple[float, ...] = ()
+    task: str = "images"
+    rouge_l: float | None = None
 
     @property
     def folds(self) -> int:
@@ -243,7 +246,7 @@ def content_hash(
 
 
 def unmeasured_record(
-    model_name: str, dataset: ImageDataset, state_dict: dict[str, Tensor], *, trained_on: str, origin: str
+    model_name: str, dataset: Dataset, state_dict: dict[str, Tensor], *, trained_on: str, origin: str
 ) -> TeacherRecord:
     """The record of a network with these weights and the data set's normalisation, of which nothing was measured."""
     unknown_number = float("nan")
@@ -342,6 +345,8 @@ def load(home: Path | str, reference: str, lazy: bool = False) -> Teacher:
         CheckpointError: there is none (the nearest names are given) or more than one, or its files are damaged.
     """
     record = find(home, reference)
+    if lazy and record.task == "text":
+        return _text_teacher(record, lambda: read_checkpoint(_folder(home, record) / "weights.pt"))
     if lazy:
         return Teacher.lazy(record, lambda: load(home, record.hash))
     file = _folder(home, record) / "weights.pt"
@@ -361,8 +366,16 @@ def _assembled(record: TeacherRecord, weights: Any, where: str) -> Teacher:
         raise CheckpointError(
             f"teacher {record.name}: {where} is damaged, its hash is not {record.hash[:16]}; import again"
         )
+    if record.task == "text":
+        return _text_teacher(record, lambda: weights)
     modules = [load_into(record.model, record.num_classes, member, f"teacher {record.name}") for member in members]
     return Teacher(record, modules, folds)
+
+
+def _text_teacher(record: TeacherRecord, read: Callable[[], dict[str, Tensor]]) -> Teacher:
+    from trainables.text.teacher import TextTeacher  # here, since images do not need its libraries
+
+    return TextTeacher(record, read)
 
 
 def trained_indices(home: Path | str, reference: str) -> Tensor | None:

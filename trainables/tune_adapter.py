@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from ray import tune
 
-from trainables.memory import is_out_of_memory
+from trainables.out_of_memory import is_out_of_memory
 from trainables.runner import Runner
 
 # Results are gathered for so long before they are sent: each costs the driver about 10 ms.

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from tests.trainables.test_runner import request
-from trainables import memory
+from trainables import memory, out_of_memory
 from trainables.memory import Memory, ProbeError
 
 KD = {"tau": 4.0, "beta": 0.9, "gamma": 0.1}
@@ -35,14 +35,14 @@ def test_as_many_runs_as_fit_into_what_the_margin_leaves_and_one_at_least(need: 
     ],
 )
 def test_each_librarys_way_of_running_out_of_memory_is_known(error: Exception) -> None:
-    assert memory.is_out_of_memory(error)
+    assert out_of_memory.is_out_of_memory(error)
 
 
 @pytest.mark.parametrize(
     "error", [RuntimeError("shapes differ"), MemoryError(), ValueError("CUDA error: out of memory")]
 )
 def test_other_failures_are_not_the_gpus_memory(error: Exception) -> None:
-    assert not memory.is_out_of_memory(error)
+    assert not out_of_memory.is_out_of_memory(error)
 
 
 @pytest.mark.parametrize(
