@@ -10,8 +10,9 @@ import pandas as pd
 
 from analysis.frames import section, teachers_only
 from analysis.points import BASELINE, CONFIRM, Point, compared, number, pairs, points, resolved
+from analysis.scores import Score, score_of
 from analysis.statistics import EQUIVALENT, LEVEL, finite_test_interval, pooled_sd, seeds_needed
-from analysis.tables import fixed, p_value, share, signed
+from analysis.tables import fixed, p_value, share, signed, teacher_score, unmeasured
 
 LOW_RATIO = 0.01  # below this share of changed views even a large effect on each is lost in the seeds
 FELL = 2.0  # points from the best to the last test epoch; published logs average 0.3
@@ -50,8 +51,9 @@ def verdicts(runs: pd.DataFrame, history: pd.DataFrame, studies: Sequence[Mappin
 
 def teacher_sentences(study: Mapping[str, Any]) -> list[str]:
     """What a study without methods answers: how often each of its teachers is wrong on what it would teach."""
+    score = score_of(study)
     return [
-        f"{each['pair']}: the teacher {each['name']} ({fixed(each['test_top1'])} % on the test set, "
+        f"{each['pair']}: the teacher {each['name']} ({teacher_score(each)}{score.unit} on the test set, "
         f"{str(each['regime']).replace('_', ' ')}) is mis-instructing on {share(each['mis_instruction_ratio'])} of "
         f"{each['ratio_on']}."
         for each in study["teachers"]
@@ -95,7 +97,7 @@ def _answer(pair: str, found: Sequence[Point]) -> Answer:
     swept = [each for each in found if not math.isnan(each.alpha) and each.last.n]
     ratio, least = ratio_of(found), resolved(found)
     if not swept:
-        told = [f"{each.label} {fixed(each.last.mean)} %" for each in found if each.last.n]
+        told = [f"{each.label} {fixed(each.last.mean)}{each.score.unit}" for each in found if each.last.n]
         sentence = f"No point with an alpha has finished for {pair}, so nothing can be said about alpha."
         return Answer(pair, sentence, f"Finished: {', '.join(told) or 'nothing'}.", None, least, ratio)
     best = max(swept, key=lambda each: each.last.mean)
@@ -110,6 +112,14 @@ def _name(point: Point) -> str:
     return f"{named} at alpha {number(point.alpha)}{f' ({options})' if options else ''}"
 
 
+def _valued(point: Point) -> str:
+    return f"{fixed(point.last.mean)}{point.score.unit or f' {point.score.name}'}"
+
+
+def _first(found: Sequence[Point]) -> Score:
+    return found[0].score
+
+
 def _baseline(point: Point) -> str:
     return "KD" if point.baseline == BASELINE else point.baseline
 
@@ -118,7 +128,7 @@ def _sentence(pair: str, best: Point, tried: int) -> str:
     gain = best.difference
     if gain is None:
         return (
-            f"{_name(best)} did best for {pair} with {fixed(best.last.mean)} % (n = {best.last.n}), but there is no "
+            f"{_name(best)} did best for {pair} with {_valued(best)} (n = {best.last.n}), but there is no "
             f"one {best.baseline} to compare with, so no gain can be told."
         )
     if gain.n == 0:
@@ -179,19 +189,19 @@ def _support(best: Point, swept: Sequence[Point], found: Sequence[Point], least:
             needed = seeds_needed(gain.mean, sd, paired=True)
             parts.append(f"a true difference of {fixed(abs(gain.mean))} would need {needed} seeds")
     if not math.isnan(ratio):
-        parts.append(f"the teacher was mis-instructing on {share(ratio)} of the views")
+        parts.append(f"the teacher was mis-instructing on {share(ratio)} of the {best.score.shown}")
     text = "; ".join(parts)
     text = f"{text[:1].upper()}{text[1:]}." if text else ""
     if len(swept) > 1:
         alphas = sorted({each.alpha for each in swept})
-        text += f" It is the best of {len(swept)} points with an alpha, so its accuracy reads a little high."
+        text += f" It is the best of {len(swept)} points with an alpha, so its {best.score.called} reads a little high."
         if best.alpha in (alphas[0], alphas[-1]) and len(alphas) > 1:
             end = "smallest" if best.alpha == alphas[0] else "largest"
             text += f" It is also the {end} alpha tried: a better one may lie beyond."
     better = [each for each in found if math.isnan(each.alpha) and each.last.n and each.last.mean > best.last.mean]
     if better:
-        named = " and ".join(f"{each.label} ({fixed(each.last.mean)} %)" for each in better)
-        text += f" Without any alpha, {named} did better than its {fixed(best.last.mean)} %."
+        named = " and ".join(f"{each.label} ({_valued(each)})" for each in better)
+        text += f" Without any alpha, {named} did better than its {_valued(best)}."
     return text.strip()
 
 
@@ -204,11 +214,12 @@ def warnings(runs: pd.DataFrame, history: pd.DataFrame, study: Mapping[str, Any]
         if study["cuts"]
         else []
     )
-    said += _unfinished(mine)
+    score = score_of(study)
+    said += _unfinished(mine, score)
     said += _of_pairs(found, study)
     for pair in pairs(found):
         said += _fell([each for each in found if each.pair == pair], section(study, pair))
-    said += _unstable(epochs[epochs["state"] != "RUNNING"])
+    said += _unstable(epochs[epochs["state"] != "RUNNING"], score)
     said += _chosen_on(study, found)
     hashes = {each.protocol_hash for each in found}
     if len(hashes) > 1:
@@ -236,7 +247,7 @@ def _finite_test(found: Sequence[Point], study: Mapping[str, Any]) -> list[str]:
         return []
     best = max(done, key=lambda each: each.last.mean)
     images = int(section(study, best.pair)["data"].get("test_images") or 0)
-    if not images:
+    if not images or not best.score.counted:
         return []
     low, high = finite_test_interval(best.last.mean, images)
     return [
@@ -245,7 +256,7 @@ def _finite_test(found: Sequence[Point], study: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def _unfinished(runs: pd.DataFrame) -> list[str]:
+def _unfinished(runs: pd.DataFrame, score: Score) -> list[str]:
     said = []
     for state, one, many in (
         ("FAILED", "failed and is in no mean", "failed and are in no mean"),
@@ -260,9 +271,9 @@ def _unfinished(runs: pd.DataFrame) -> list[str]:
         count = int((runs["state"] == state).sum())
         if count:
             said.append(f"{count} of {len(runs)} runs {one if count == 1 else many}.")
-    blank = int(((runs["state"] == "DONE") & runs["test_top1_last"].isna() & runs["val_top1_last"].isna()).sum())
+    blank = int(((runs["state"] == "DONE") & unmeasured(runs, score)).sum())
     if blank:
-        said.append(f"{blank} of {len(runs)} runs ended without a finite accuracy, in no mean either.")
+        said.append(f"{blank} of {len(runs)} runs ended without a finite {score.called}, in no mean either.")
     return said
 
 
@@ -277,7 +288,7 @@ def _of_pair(found: Sequence[Point], study: Mapping[str, Any]) -> list[str]:
     ratio = ratio_of(found)
     if ratio < LOW_RATIO:
         said.append(
-            f"the teacher was mis-instructing on {share(ratio)} of the views, too few for LoCa to change much; "
+            f"the teacher was mis-instructing on {share(ratio)} of the {done[0].score.shown if done else 'views'}, too few for LoCa to change much; "
             "a teacher trained on another part of the data (regime held_out) has a higher ratio."
         )
     swept = [each.difference for each in found if not math.isnan(each.alpha) and each.difference is not None]
@@ -287,8 +298,10 @@ def _of_pair(found: Sequence[Point], study: Mapping[str, Any]) -> list[str]:
         said.append(f"nothing moved that these seeds could resolve: every alpha is within {fixed(least)} points of KD.")
     capped = [each for each in found if each.capped_ratio > 0]
     if capped:
-        where = ", ".join(f"alpha {number(each.alpha)} ({share(each.capped_ratio)} of all views)" for each in capped)
-        said.append(f"views left the simplex and were capped at {where}.")
+        where = ", ".join(
+            f"alpha {number(each.alpha)} ({share(each.capped_ratio)} of all {each.score.shown})" for each in capped
+        )
+        said.append(f"{capped[0].score.shown} left the simplex and were capped at {where}.")
     return said
 
 
@@ -300,15 +313,28 @@ def _fell(found: Sequence[Point], study: Mapping[str, Any]) -> list[str]:
         if not each.best.n or not each.last.n:
             continue
         # Two standard errors of a finite test set: the best of many epochs reads that much high by luck alone.
-        noise = 200 * math.sqrt(max(each.last.mean * (100 - each.last.mean), 0) / 10_000 / images) if images else 0.0
+        noise = (
+            200 * math.sqrt(max(each.last.mean * (100 - each.last.mean), 0) / 10_000 / images)
+            if images and each.score.counted
+            else 0.0
+        )
         if each.best.mean - each.last.mean > max(FELL, noise):
             fallen.append(f"{each.label} {fixed(each.best.mean)} to {fixed(each.last.mean)}")
-    return [f"Accuracy fell from the best to the last epoch: {', '.join(fallen)}."] if fallen else []
+    return (
+        [
+            f"{_first(found).called[0].upper()}{_first(found).called[1:]} fell from the best to the last epoch: {', '.join(fallen)}."
+        ]
+        if fallen
+        else []
+    )
 
 
-def _unstable(epochs: pd.DataFrame) -> list[str]:
+def _unstable(epochs: pd.DataFrame, score: Score) -> list[str]:
     """Runs that lost many points from one epoch to the next in the second half of training."""
-    measure = epochs["test_top1"].fillna(epochs["val_top1"])
+    there = [epochs[name] for name in (score.column("test"), score.column("val")) if name in epochs]
+    if not there:
+        return []
+    measure = there[0] if len(there) == 1 else there[0].fillna(there[1])
     rows = epochs.assign(measure=measure).dropna(subset=["measure"]).sort_values(["run_id", "epoch"], kind="stable")
     late = rows["epoch"] > rows.groupby("run_id")["epoch"].transform("max") / 2
     jumped = rows[(rows.groupby("run_id")["measure"].diff() < -JUMP) & late]
@@ -323,13 +349,15 @@ def _unstable(epochs: pd.DataFrame) -> list[str]:
 
 
 def _chosen_on(study: Mapping[str, Any], found: Sequence[Point]) -> list[str]:
+    score = score_of(study)
+    told = "These are test accuracies" if score.counted else f"This is {score.name} on the test set"
     if study["mode"] == "ablation" and len({each.alpha for each in found if not math.isnan(each.alpha)}) > 1:
         return [
-            "These are test accuracies: taking the alpha that does best here chooses by test accuracy. To choose an "
+            f"{told}: taking the alpha that does best here chooses by test {score.called}. To choose an "
             "alpha, give it as a range: a search chooses on a validation part and tests the choice on fresh seeds."
         ]
     if study["selection"] == "paper":
         return [
-            "Points were chosen by test accuracy (selection: paper), as the papers do: the numbers read high for that."
+            f"Points were chosen by test {score.called} (selection: paper), as the papers do: the numbers read high for that."
         ]
     return []

@@ -22,6 +22,7 @@ import numpy as np
 import pandas as pd
 
 from analysis.collector import uncollected
+from analysis.scores import is_score
 
 PAGE = 1000  # runs a request: MLflow's server refuses more than 50,000, and answers of that size time out
 READERS = 8  # history files fetched at the same time: they wait for the network, not for a core
@@ -218,7 +219,7 @@ def load_runs(tracking_uri: str, studies: str | Sequence[str]) -> pd.DataFrame:
     Returns:
         Text columns (an empty text where nothing is known; a method's named choices among them), `seed` int64,
         `screening` and `taken_over` bool, `started` (UTC), and float64 columns: `alpha`, `tau`, `beta`, `gamma`, any
-        parameter of a method's own, the final results in percent, `mis_instruction_ratio` and `capped_ratio` of the
+        parameter of a method's own, the final results in percent (of text also ROUGE-L, from 0 to 100), `mis_instruction_ratio` and `capped_ratio` of the
         last epoch, `device_seconds`; nan where a run has no such number. Rows are in order of study, pair, method,
         parameters and seed.
 
@@ -235,6 +236,7 @@ def load_runs(tracking_uri: str, studies: str | Sequence[str]) -> pd.DataFrame:
                 row["started"] = run.info.start_time
                 options |= _options(run).keys()
                 row |= {name: run.data.metrics.get(name, math.nan) for name in numbers}
+                row |= {name: value for name, value in run.data.metrics.items() if is_score(name)}
                 rows.append(row)
     known = {*TEXT, *FLAGS, *PARAMETERS, *numbers, *options, "seed", "started"}
     extra = sorted({name for row in rows for name in row} - known)
@@ -261,12 +263,13 @@ def _read_history(client: Any, run: Any) -> dict[str, np.ndarray]:
             for name, cells in zip(header, zip(*lines, strict=True), strict=False)
         }
     epochs: dict[int, dict[str, float]] = {}
-    for name in EPOCH_METRICS:
+    measured = (*EPOCH_METRICS, *(name for name in run.data.metrics if "rouge_l" in name and not is_score(name)))
+    for name in measured:
         if name in run.data.metrics:
             for point in client.get_metric_history(run.info.run_id, name):
                 epochs.setdefault(point.step, {"epoch": float(point.step)})[name] = point.value
     rows = [epochs[epoch] for epoch in sorted(epochs)]
-    return {name: np.array([row.get(name, math.nan) for row in rows]) for name in ("epoch", *EPOCH_METRICS)}
+    return {name: np.array([row.get(name, math.nan) for row in rows]) for name in ("epoch", *measured)}
 
 
 def load_history(tracking_uri: str, studies: str | Sequence[str]) -> pd.DataFrame:

@@ -22,6 +22,7 @@ from analysis.frames import ReportError, finished, load_history, load_runs, load
 from analysis.paper_tables import paper_tables
 from analysis.papers import not_comparable, published_curve
 from analysis.points import CONFIRM, Point, pairs, points, result_stage
+from analysis.scores import TOP1, Score, score_of
 from analysis.statistics import Difference
 from analysis.tables import Table
 from analysis.wording import methods_text
@@ -49,9 +50,15 @@ class PairPart:
     def tiles(self) -> list[tuple[str, str]]:
         """The answer's numbers, each with its meaning."""
         best = self.answer.best
+        shown = TOP1.shown if best is None else best.score.shown
         found = []
         if best is not None:
-            found.append((f"{tables.fixed(best.last.mean)} %", f"test top-1 of {best.label}, last epoch"))
+            found.append(
+                (
+                    f"{tables.fixed(best.last.mean)}{best.score.unit}",
+                    f"test {best.score.name} of {best.label}, last epoch",
+                )
+            )
             gain: Difference | None = best.difference
             if gain is not None and gain.n:
                 over = "" if gain.low is None else f", 95 %: {tables.interval(gain, tables.signed)}"
@@ -60,7 +67,7 @@ class PairPart:
         if self.answer.resolvable is not None:
             found.append((tables.fixed(self.answer.resolvable), "points is the least these seeds resolve"))
         if self.answer.ratio == self.answer.ratio:
-            found.append((tables.share(self.answer.ratio), "of views mis-instructed"))
+            found.append((tables.share(self.answer.ratio), f"of {shown} mis-instructed"))
         return found
 
 
@@ -275,7 +282,8 @@ def _study_part(
     result = epochs[epochs["stage"] == result_stage(study)]
     part = "test" if study["selection"] == "paper" else "val"
     prefix = study["study"] if several else ""
-    tried = tables.searched(mine, epochs, part)
+    score = score_of(study)
+    tried = tables.searched(mine, epochs, part, score)
     searched = list(dict.fromkeys(tried["pair"]))
     parts = []
     fresh = points(runs, history, study, CONFIRM)
@@ -294,33 +302,33 @@ def _study_part(
         if teachers_only(study)
         else figures.mis_instruction(found, result, study["teachers"], measured),
         search_drawings=[
-            each for pair in searched for each in _search_drawings(tried, epochs, pair, part, names, prefix)
+            each for pair in searched for each in _search_drawings(tried, epochs, pair, part, names, prefix, score)
         ],
         methods=methods_text(study, [each for each in found if each.last.n]),
         conditions=tables.conditions(study, names(prefix, "data-and-protocol")),
         gains=tables.gains(found, names(prefix, "gains")),
-        search_table=tables.search_table(tried, names(prefix, "search"), part) if searched else None,
-        lost=tables.lost_runs(mine, names(prefix, "runs-without-result")),
+        search_table=tables.search_table(tried, names(prefix, "search"), part, score) if searched else None,
+        lost=tables.lost_runs(mine, names(prefix, "runs-without-result"), score),
         teachers=tables.teachers(study, names(prefix, "teachers")),
-        runs=tables.all_runs(mine, names(prefix, "runs")),
+        runs=tables.all_runs(mine, names(prefix, "runs"), score),
     )
 
 
 def _search_drawings(
-    tried: pd.DataFrame, epochs: pd.DataFrame, pair: str, part: str, names: _Names, prefix: str
+    tried: pd.DataFrame, epochs: pd.DataFrame, pair: str, part: str, names: _Names, prefix: str, score: Score
 ) -> list[Drawing]:
     """A pair's search: what was tried, what the pruner saw, and of each method what mattered and where it was good."""
     own = tried[tried["pair"] == pair]
     called = tables.PARTS[part]
     found = [
-        figures.search_history(own, pair, names(prefix, "search-history"), called),
-        figures.screening_curves(epochs, pair, names(prefix, "screening"), part),
+        figures.search_history(own, pair, names(prefix, "search-history"), called, score),
+        figures.screening_curves(epochs, pair, names(prefix, "screening"), part, score),
     ]
     for method in dict.fromkeys(own["method"]):
         of_method = own[own["method"] == method]
         title = f"{method} on {pair}"
         found.append(figures.importance(of_method, title, names(prefix, "importance", method)))
-        found.append(figures.contours(of_method, title, names(prefix, "contours", method), called))
+        found.append(figures.contours(of_method, title, names(prefix, "contours", method), called, score))
     return [each for each in found if each is not None]
 
 

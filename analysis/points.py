@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from analysis.frames import FLAGS, PARAMETERS, RESULTS, TEXT
+from analysis.scores import TOP1, Score, is_score, score_of
 from analysis.statistics import (
     LEVEL,
     Difference,
@@ -27,6 +28,8 @@ SYMBOLS = {"alpha": "α", "tau": "τ", "beta": "β", "gamma": "γ"}
 _BASELINES = {"loca_dkd": "dkd", "loca_ls": "kd_ls", "loca_dkd_ls": "dkd_ls"}
 BASELINE_ORDER = (
     "ce",
+    "sft",
+    "seqkd",
     "label_smoothing",
     "tf_kd",
     "kd",
@@ -61,7 +64,7 @@ _NOT_PARAMETERS = {*TEXT, *FLAGS, *RESULTS, "seed", "started", "mis_instruction_
 class Point:
     """One setting of one pair and method, and what its seeds gave.
 
-    `last` and `best` are top-1 in percent on the test set, of the last epoch and of the best test epoch, `top5` is
+    `last` and `best` are the score (top-1 in percent, ROUGE-L of text) on the test set, of the last epoch and of the best test epoch, `top5` is
     top-5 of the last. `difference`
     is to `baseline` (KD, or what the method would be without its calibration), paired by seed, None where there is none
     to compare with. Ratios are means over epochs and seeds, nan
@@ -90,6 +93,7 @@ class Point:
     mis_instruction_ratio: float
     capped_ratio: float
     baseline: str = BASELINE
+    score: Score = TOP1
 
     @property
     def alpha(self) -> float:
@@ -145,9 +149,12 @@ def points(
     # Runs of `ce` have no teacher, their pair has.
     mine = mine.assign(teacher=mine["teacher"].mask(mine["teacher"] == "").groupby(mine["pair"]).transform("first"))
     mine["teacher"] = mine["teacher"].fillna("")
-    names = [*PARAMETERS, *sorted(set(runs.columns) - _NOT_PARAMETERS - set(PARAMETERS))]
+    names = [
+        *PARAMETERS,
+        *sorted(name for name in set(runs.columns) - _NOT_PARAMETERS - set(PARAMETERS) if not is_score(name)),
+    ]
     keys = ["pair", "method", *names, "protocol_hash"]
-    found = [_point(group, names, ratios) for _, group in mine.groupby(keys, dropna=False, sort=False)]
+    found = [_point(group, names, ratios, score_of(study)) for _, group in mine.groupby(keys, dropna=False, sort=False)]
     found = _corrected([_held_against(each, found) for each in found])
     asked = {pair: place for place, pair in enumerate(study.get("pairs", {}))}
     return sorted(found, key=lambda point: (asked.get(point.pair, len(asked)), *_order(point)))
@@ -199,11 +206,12 @@ def _ratios(history: pd.DataFrame) -> pd.DataFrame:
     return history.groupby("run_id")[["mis_instruction_ratio", "capped_ratio"]].mean()
 
 
-def _point(group: pd.DataFrame, names: Sequence[str], ratios: pd.DataFrame) -> Point:
+def _point(group: pd.DataFrame, names: Sequence[str], ratios: pd.DataFrame, score: Score) -> Point:
     first = group.iloc[0]
-    done = group[(group["state"] == "DONE") & np.isfinite(group["test_top1_last"])]
-    by_seed = _by_seed(done, "test_top1_last")
-    best_by_seed = _by_seed(done[np.isfinite(done["test_top1_best"])], "test_top1_best")
+    last, best = score.column("test", "last"), score.column("test", "best")
+    done = group[(group["state"] == "DONE") & np.isfinite(group[last])]
+    by_seed = _by_seed(done, last)
+    best_by_seed = _by_seed(done[np.isfinite(done[best])], best)
     seen = ratios.reindex(done["run_id"])
     return Point(
         study=first["study"],
@@ -225,6 +233,7 @@ def _point(group: pd.DataFrame, names: Sequence[str], ratios: pd.DataFrame) -> P
         top5=estimate(list(_by_seed(done[np.isfinite(done["test_top5_last"])], "test_top5_last").values())),
         best=estimate(list(best_by_seed.values())),
         difference=None,
+        score=score,
         mis_instruction_ratio=float(seen["mis_instruction_ratio"].mean()),
         capped_ratio=float(seen["capped_ratio"].mean()),
     )

@@ -15,6 +15,7 @@ import pandas as pd
 from analysis.frames import PARAMETERS
 from analysis.papers import not_comparable, published
 from analysis.points import BASELINE, SYMBOLS, Point, compared, number, pairs, resolved, result_stage, varying
+from analysis.scores import TOP1, Score, score_of
 from analysis.statistics import EQUIVALENT, Estimate, estimate
 
 NOTHING = "–"
@@ -202,13 +203,14 @@ def ablation(found: Sequence[Point], study: Mapping[str, Any], name: str) -> Tab
     """
     baselines = list(dict.fromkeys(row.baseline for row in found if row.difference is not None)) or [BASELINE]
     against = baselines[0] if len(baselines) == 1 else "baseline"
+    score = score_of(study)
     columns = [
         _one("method", "method", lambda row: row.method, lambda row: row.method, numeric=False),
         _one("alpha", "α", lambda row: NOTHING if math.isnan(row.alpha) else number(row.alpha), lambda row: row.alpha),
         *(_parameter(key, SYMBOLS.get(key, key)) for key in varying(found)),
         Column("n", _n, {"n": lambda row: row.last.n, **_fields("asked", "failed", "pruned", "taken_over")}),
-        Column("last epoch, %", lambda row: mean_sd(row.last), _around("last", lambda row: row.last)),
-        Column("best epoch, %", lambda row: mean_sd(row.best), _around("best", lambda row: row.best)),
+        Column(f"last epoch{score.heading}", lambda row: mean_sd(row.last), _around("last", lambda row: row.last)),
+        Column(f"best epoch{score.heading}", lambda row: mean_sd(row.best), _around("best", lambda row: row.best)),
         Column(f"Δ to {against} (95 % interval)", _gain, _around("difference", lambda row: row.difference)),
         Column("p (Holm)", _p_values, _gain_fields("n", "p", "corrected")),
         Column("p of none", lambda row: p_value(getattr(row.difference, "same_p", None)), _gain_fields("same_p")),
@@ -216,13 +218,14 @@ def ablation(found: Sequence[Point], study: Mapping[str, Any], name: str) -> Tab
         Column("capped", lambda row: share(row.capped_ratio), _fields("capped_ratio")),
     ]
     notes = [
-        f"Top-1 on the test set, mean ± SD over n seeds. Δ is to {', '.join(baselines)} (of the same parameters where "
+        f"{score.name[0].upper()}{score.name[1:]} on the test set, mean ± SD over n seeds. Δ is to {', '.join(baselines)} (of the same parameters where "
         "there is one, else the best), last epoch, paired by seed (only seeds that both have). Intervals are Student's "
         "t, bootstrapped from eight seeds on; p is the paired t test's, in brackets corrected by Holm's method for all "
         f"comparisons of this table. A small p of none excludes a difference of {EQUIVALENT:g} points and more (two "
         "one-sided tests); where both are large, these seeds tell neither. Where one seed is left, or every seed gave "
-        "the same difference, there is no interval. The best epoch is chosen by test accuracy, so it reads higher.",
-        "Ratios are shares of all training views: mis-instructed ones, and ones that left the simplex and were capped.",
+        "the same difference, there is no interval. The best epoch is chosen by test "
+        f"{score.called}, so it reads higher.",
+        f"Ratios are shares of all training {score.shown}: mis-instructed ones, and ones that left the simplex and were capped.",
     ]
     reasons = not_comparable(study, found[0].dataset)
     if not reasons:
@@ -246,6 +249,7 @@ def confirmed(fresh: Sequence[Point], before: Sequence[Point], name: str) -> Tab
         before: the pair's points of the result stage.
         name: file name without ending.
     """
+    score = fresh[0].score
     chosen = {each.setting: each.last for each in before if each.last.n}
 
     def earlier(point: Point) -> Estimate | None:
@@ -258,8 +262,10 @@ def confirmed(fresh: Sequence[Point], before: Sequence[Point], name: str) -> Tab
     columns = [
         _one("point", "point", lambda row: row.label, lambda row: row.label, numeric=False),
         *(_parameter(key, SYMBOLS.get(key, key)) for key in varying(fresh)),
-        Column("when chosen, %", lambda row: with_seeds(earlier(row)), _around("chosen", earlier)),
-        Column("on fresh seeds, %", lambda row: with_seeds(row.last), _around("fresh", lambda row: row.last)),
+        Column(f"when chosen{score.heading}", lambda row: with_seeds(earlier(row)), _around("chosen", earlier)),
+        Column(
+            f"on fresh seeds{score.heading}", lambda row: with_seeds(row.last), _around("fresh", lambda row: row.last)
+        ),
         _one("change", "change", lambda row: signed(fall(row)), fall),
         Column("Δ to baseline (95 % interval)", _gain, _around("difference", lambda row: row.difference)),
         Column("p (Holm)", _p_values, _gain_fields("n", "p", "corrected")),
@@ -399,9 +405,9 @@ def _parameter(key: str, heading: str) -> Column:
     )
 
 
-def lost_runs(runs: pd.DataFrame, name: str) -> Table | None:
+def lost_runs(runs: pd.DataFrame, name: str, score: Score = TOP1) -> Table | None:
     """Runs that gave no result, with their reasons; None where every run finished."""
-    lost = runs[(runs["state"] != "DONE") | (runs["test_top1_last"].isna() & runs["val_top1_last"].isna())]
+    lost = runs[(runs["state"] != "DONE") | unmeasured(runs, score)]
     if lost.empty:
         return None
     columns = [
@@ -417,13 +423,20 @@ def lost_runs(runs: pd.DataFrame, name: str) -> Table | None:
     return Table(name, "Runs without a result", columns, lost.to_dict("records"))
 
 
+def unmeasured(runs: pd.DataFrame, score: Score) -> pd.Series:
+    """Which runs have no score, on neither part."""
+    columns = [name for name in (score.column("test", "last"), score.column("val", "last")) if name in runs]
+    return runs[columns].isna().all(axis=1)
+
+
 def _text(key: str, heading: str) -> Column:
     return _one(key, heading, lambda row: str(row[key]), itemgetter(key), numeric=False)
 
 
-def all_runs(runs: pd.DataFrame, name: str) -> Table:
+def all_runs(runs: pd.DataFrame, name: str, score: Score = TOP1) -> Table:
     """Every run of a study, with its id here and in MLflow."""
     numbers = [key for key in PARAMETERS if runs[key].notna().any()]
+    last = score.column("test", "last")
     columns = [
         _text("run_id", "run"),
         _text("pair", "pair"),
@@ -432,14 +445,14 @@ def all_runs(runs: pd.DataFrame, name: str) -> Table:
         _one("seed", "seed", lambda row: str(row["seed"]), itemgetter("seed")),
         _text("stage", "stage"),
         _text("state", "state"),
-        _one("test_top1_last", "last epoch, %", lambda row: fixed(row["test_top1_last"]), itemgetter("test_top1_last")),
+        _one(last, f"last epoch{score.heading}", lambda row: fixed(row.get(last, math.nan)), lambda row: row.get(last)),
         _one("device_seconds", "device, s", lambda row: fixed(row["device_seconds"], 1), itemgetter("device_seconds")),
         _text("mlflow_run_id", "in MLflow"),
     ]
     return Table(name, "Every run", columns, runs.to_dict("records"))
 
 
-def searched(runs: pd.DataFrame, history: pd.DataFrame, part: str = "val") -> pd.DataFrame:
+def searched(runs: pd.DataFrame, history: pd.DataFrame, part: str = "val", score: Score = TOP1) -> pd.DataFrame:
     """The search's own points in the order of their start: parameters, mean accuracy, state, seeds.
 
     A point is PRUNED or FAILED when any of its runs is: it was told to the sampler as that. The value of a pruned point
@@ -447,8 +460,10 @@ def searched(runs: pd.DataFrame, history: pd.DataFrame, part: str = "val") -> pd
     chooses as the papers do.
     """
     mine = runs[runs["stage"] == "search"]
-    measured = history[history["stage"] == "search"].dropna(subset=[f"{part}_top1"]).sort_values("epoch")
-    reached = measured.groupby("run_id")[f"{part}_top1"].last()
+    by_epoch, last = score.column(part), score.column(part, "last")
+    measured = history[history["stage"] == "search"]
+    measured = measured.dropna(subset=[by_epoch]).sort_values("epoch") if by_epoch in measured else measured[:0]
+    reached = measured.groupby("run_id")[by_epoch].last() if len(measured) else pd.Series(dtype=float)
     rows = []
     for point, group in mine.groupby("point", sort=False):
         states = set(group["state"])
@@ -463,7 +478,7 @@ def searched(runs: pd.DataFrame, history: pd.DataFrame, part: str = "val") -> pd
                 "pair": first["pair"],
                 "method": first["method"],
                 **{key: float(first[key]) for key in PARAMETERS},
-                "value": _value(state, kept[f"{part}_top1_last"], group, reached),
+                "value": _value(state, kept[last], group, reached),
                 "seeds": len(done),
                 "asked": len(group),
                 "screening_only": bool(group["screening"].all()),
@@ -484,7 +499,7 @@ def _value(state: str, kept: pd.Series, group: pd.DataFrame, reached: pd.Series)
     return float(kept.mean())
 
 
-def search_table(tried: pd.DataFrame, name: str, part: str = "val") -> Table:
+def search_table(tried: pd.DataFrame, name: str, part: str = "val", score: Score = TOP1) -> Table:
     """Every point that a search tried, in order of its start."""
     columns = [
         _one("order", "#", lambda row: str(row["order"]), itemgetter("order")),
@@ -497,11 +512,16 @@ def search_table(tried: pd.DataFrame, name: str, part: str = "val") -> Table:
             lambda row: f"{row['seeds']} of {row['asked']}",
             {"seeds": itemgetter("seeds"), "asked": itemgetter("asked")},
         ),
-        _one("value", f"{PARTS[part]} top-1, %", lambda row: fixed(_of_whole_runs(row)), _of_whole_runs),
+        _one(
+            "value",
+            f"{PARTS[part]} {score.name}{', %' if score.unit else ''}",
+            lambda row: fixed(_of_whole_runs(row)),
+            _of_whole_runs,
+        ),
         _text("state", "state"),
     ]
     notes = [
-        f"Last-epoch {PARTS[part]} accuracy, mean over seeds; the screening seed is left out where others follow it. A "
+        f"Last-epoch {PARTS[part]} {score.called}, mean over seeds; the screening seed is left out where others follow it. A "
         "pruned point has none: a part of a run is not comparable with a whole one."
     ]
     return Table(name, "Points tried by the search", columns, tried.to_dict("records"), notes)
@@ -523,12 +543,13 @@ def conditions(study: Mapping[str, Any], name: str) -> Table | None:
     ]
     if len(rows) < 2 and not any(row["label_noise"] or row["classes_of"] for row in rows):
         return None
+    items = score_of(study).items
     columns = [
         _text("pair", "pair"),
         _one("num_classes", "classes", _classes, itemgetter("num_classes")),
-        _one("train_images", "training images", lambda row: _count(row["train_images"]), itemgetter("train_images")),
+        _one("train_images", f"training {items}", lambda row: _count(row["train_images"]), itemgetter("train_images")),
         _one("label_noise", "wrong labels", lambda row: share(row["label_noise"]), itemgetter("label_noise")),
-        _one("test_images", "test images", lambda row: _count(row["test_images"]), itemgetter("test_images")),
+        _one("test_images", f"test {items}", lambda row: _count(row["test_images"]), itemgetter("test_images")),
         _text("protocol", "protocol"),
         _one("changes", "changed", _changes, _changes, numeric=False),
     ]
@@ -547,13 +568,15 @@ def teachers(study: Mapping[str, Any], name: str) -> Table | None:
     """The teachers of a study as they were measured before it; None where it has none."""
     if not study["teachers"]:
         return None
+    score = score_of(study)
+    accuracy = score.column("test")
     columns = [
         _text("pair", "pair"),
         _text("model", "model"),
         _text("regime", "regime"),
         _text("trained_on", "trained on"),
-        _one("trained_images", "images", _trained_images, lambda row: row.get("trained_images")),
-        _one("test_top1", "test top-1, %", _teacher_accuracy, itemgetter("test_top1")),
+        _one("trained_images", score.items, _trained_images, lambda row: row.get("trained_images")),
+        _one(accuracy, score.axis("test").replace(" (%)", ", %"), teacher_score, itemgetter(accuracy)),
         _one(
             "mis_instruction_ratio",
             "mis-instructed",
@@ -565,7 +588,7 @@ def teachers(study: Mapping[str, Any], name: str) -> Table | None:
     ]
     keys = ("pair", "model", "regime", "trained_on", "ratio_on", "hash")
     rows = [
-        {**dict.fromkeys(keys, ""), "test_top1": math.nan, "mis_instruction_ratio": math.nan}
+        {**dict.fromkeys(keys, ""), accuracy: math.nan, "mis_instruction_ratio": math.nan}
         | {key: value for key, value in teacher.items() if value is not None}
         for teacher in study["teachers"]
     ]
@@ -580,8 +603,10 @@ def _count(number: int | None) -> str:
     return NOTHING if number is None else f"{number:,}"
 
 
-def _teacher_accuracy(row: Mapping[str, Any]) -> str:
-    """The accuracy, of a cross-fitted set the mean with the range over its networks."""
+def teacher_score(row: Mapping[str, Any]) -> str:
+    """The accuracy or ROUGE-L of a teacher, of a cross-fitted set the mean with the range over its networks."""
+    if "test_rouge_l" in row:
+        return fixed(row["test_rouge_l"])
     folds = row.get("fold_top1")
     of_folds = f" ({len(folds)} networks: {fixed(min(folds))} to {fixed(max(folds))})" if folds else ""
     return fixed(row["test_top1"]) + of_folds

@@ -52,8 +52,10 @@ def needed(plan: Plan, device: str) -> list[Needed]:
         key = plan.logit_key(name, device)
         if key is None and pair.task == "text":
             kept = pair.teacher.top_k is not None and pair.teacher.logits != "online"
-            told = f"{pair.teacher.top_k} of {pair.num_classes:,} logits a token are kept" if kept else (
-                "the teacher is asked at each step (teacher.top_k: none of its logits are kept)"
+            told = (
+                f"{pair.teacher.top_k} of {pair.num_classes:,} logits a token are kept"
+                if kept
+                else ("the teacher is asked at each step (teacher.top_k: none of its logits are kept)")
             )
             found.append(Needed(name, None, told))
             continue

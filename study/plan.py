@@ -28,10 +28,10 @@ from trainables.protocol import Protocol
 from trainables.runner import load_data
 from trainables.splits import Split
 from trainables.tasks import Dataset
+from trainables.teaching import Teaching
 from trainables.text import corpora
 from trainables.text import models as text_models
 from trainables.text.corpora import TextDataset
-from trainables.teaching import Teaching
 
 ABLATION, SEARCH, FINAL, CONFIRM, TEACHER = "ablation", "search", "final", "confirm", "teacher"
 

@@ -268,7 +268,6 @@ class _Speeds:
         measures.evaluate(logits, pair.pipeline.evaluation("test", shown))
         return seconds / len(few), (time.perf_counter() - began) / len(shown)
 
-
     def _measured_text(self, pair: PairPlan, dataset: TextDataset, model: str) -> tuple[float, float]:
         """Of a few examples: training with cross-entropy, and being asked and responding."""
         few, shown = pair.split(FINAL).train[:_TEXT_SAMPLE], pair.test_indices()[:_TEXT_SAMPLE]

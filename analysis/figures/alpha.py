@@ -47,6 +47,7 @@ def alpha_curve(
         return None
     alphas = sorted({each.alpha for each in swept} | {alpha for alpha, _ in printed})
     scale = AlphaScale(alphas)
+    score = swept[0].score
     bound = num_classes / (num_classes - 1)
     looks = looks_of([each.method for each in baselines])
     curves = _curves(swept)
@@ -92,7 +93,7 @@ def alpha_curve(
         axes.set_xticks(positions, [number(alpha) for alpha in alphas])
         axes.minorticks_off()
         axes.set_xlabel("α  (placed by asinh of the margin 1 − α, so that values near the tie stay apart)")
-        axes.set_ylabel("test top-1, last epoch (%)")
+        axes.set_ylabel(score.axis("test", ", last epoch"))
         axes.grid(axis="x", visible=False)
         top = axes.secondary_xaxis("top")
         top.set_xticks(positions, [signed((1 - alpha) * num_classes) for alpha in alphas])
@@ -105,7 +106,7 @@ def alpha_curve(
     ns = sorted({each.last.n for each in [*swept, *baselines]})
     seeds = f"n = {ns[0]}" if len(ns) == 1 else f"n = {ns[0]} to {ns[-1]}"
     caption = (
-        f"Test top-1 of the last epoch against α ({seeds} seeds a point). Each small dot is one seed, the larger "
+        f"Test {score.name} of the last epoch against α ({seeds} seeds a point). Each small dot is one seed, the larger "
         "marker their mean, the bar the 95 % interval of the mean"
         + (" (one seed gives no interval)" if ns[0] == 1 else "")
         + (", an arrow where the interval goes on" if _beyond([*swept, *baselines], limits) else "")
@@ -114,11 +115,11 @@ def alpha_curve(
     if max(alphas) < bound:
         caption += f"Every α here lies below C/(C−1) = {bound:.5g}, where no view can leave the simplex."
     else:
-        caption += f"Beyond C/(C−1) = {bound:.5g} (shaded) views may leave the simplex and are capped."
+        caption += f"Beyond C/(C−1) = {bound:.5g} (shaded) {score.shown} may leave the simplex and are capped."
     best = max(swept, key=lambda each: each.last.mean)
     alt = (
-        f"Accuracy against alpha from {number(alphas[0])} to {number(alphas[-1])}; "
-        f"highest mean {best.last.mean:.2f} % at alpha {number(best.alpha)}."
+        f"{score.called[0].upper()}{score.called[1:]} against alpha from {number(alphas[0])} to {number(alphas[-1])}; "
+        f"highest mean {best.last.mean:.2f}{score.unit} at alpha {number(best.alpha)}."
     )
     return render(name, caption, alt, (7.6, 4.5), draw)
 

@@ -52,7 +52,7 @@ def cost_curve(found: Sequence[Point], runs: pd.DataFrame, name: str) -> Drawing
         room = max(0.35 * float(np.ptp(values)), 0.3)
         axes.set_ylim(min(values) - room, max(values) + room)
         axes.set_xlabel("device time of a run (s)")
-        axes.set_ylabel("test top-1, last epoch (%)")
+        axes.set_ylabel(shown[0][0].score.axis("test", ", last epoch"))
         if max(cost for _, cost in shown) > 4 * min(cost for _, cost in shown):
             axes.set_xscale("log")
             axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))

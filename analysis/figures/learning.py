@@ -10,6 +10,7 @@ from matplotlib.ticker import MaxNLocator
 
 from analysis.figures.style import INK, LOCA, LOOKS, MUTED, Drawing, render
 from analysis.points import BASELINE, SYMBOLS, Point, distinguishing, number
+from analysis.scores import TOP1
 
 MAX_PANELS = 18
 
@@ -24,9 +25,11 @@ def learning_curves(found: Sequence[Point], history: pd.DataFrame, name: str) ->
     """
     shown = [each for each in found if each.last.n]
     mine = history[history["run_id"].isin([run for each in shown for run in each.run_ids])]
-    measure = "test_top1" if mine["test_top1"].notna().any() else "val_top1"
-    if not mine[measure].notna().any():
+    score = shown[0].score if shown else TOP1
+    parts = [part for part in ("test", "val") if score.column(part) in mine and mine[score.column(part)].notna().any()]
+    if not parts:
         return None
+    measure = score.column(parts[0])
     if len(shown) > MAX_PANELS:
         baselines = [each for each in shown if math.isnan(each.alpha)]
         others = sorted((each for each in shown if not math.isnan(each.alpha)), key=lambda each: -each.last.mean)
@@ -68,15 +71,15 @@ def learning_curves(found: Sequence[Point], history: pd.DataFrame, name: str) ->
             grid.flat[0].set_xlim(0.5, 1.5)
             grid.flat[0].set_xticks([1])
         figure.supxlabel("epoch", fontsize=9)
-        figure.supylabel(f"{'test' if measure == 'test_top1' else 'validation'} top-1 (%)", fontsize=9)
+        figure.supylabel(score.axis("test" if parts[0] == "test" else "validation"), fontsize=9)
 
     left_out = sum(1 for each in found if each.last.n) - len(shown)
     caption = (
-        "Accuracy by epoch: mean over seeds, band ± 1 SD"
+        f"{score.called[0].upper()}{score.called[1:]} by epoch: mean over seeds, band ± 1 SD"
         + (f", dashed grey {BASELINE} for reference" if reference is not None else "")
         + ". The filled circle is the last epoch, the number that this report compares; the hollow triangle is the "
         "best test epoch (mean over seeds of height and of place), kept beside it because other papers report it."
-        + (f" {left_out} points with lower accuracy are not drawn." if left_out else "")
+        + (f" {left_out} points with lower {score.called} are not drawn." if left_out else "")
     )
     alt = f"Learning curves of {len(shown)} points over {int(mine['epoch'].max())} epochs."
     return render(name, caption, alt, (7.6, (1.8 if apart else 1.62) * rows + 0.55), draw)

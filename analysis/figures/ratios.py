@@ -32,6 +32,7 @@ def mis_instruction(
     names = [pair for pair in pairs(found) if (mine["pair"] == pair).any()]
     recorded = {each["pair"]: each for each in teachers}
     called = _short(names)
+    shown = found[0].score.shown
 
     def draw(figure: Figure) -> None:
         grid = figure.add_gridspec(1, 2, width_ratios=[3, 2])
@@ -59,7 +60,7 @@ def mis_instruction(
                     textcoords="offset points", ha="right", va="bottom" if above else "top", fontsize=7.5, color=INK,
                 )  # fmt: skip
             capped = float(own.groupby("run_id")["capped_ratio"].mean().max()) * 100
-            text = f"{during:.1f} % of views" + (f", up to {capped:.1f} % capped" if capped > 0 else "")
+            text = f"{during:.1f} % of {shown}" + (f", up to {capped:.1f} % capped" if capped > 0 else "")
             side.annotate(text, (0, row), (2, -14), textcoords="offset points", fontsize=7.5, color=INK)
         top = max(1.15 * highest, 1.0)
         axes.set_ylim(0, top)
@@ -68,20 +69,20 @@ def mis_instruction(
             axes.set_xlim(0.5, 1.5)
             axes.set_xticks([1])
         axes.set_xlabel("epoch")
-        axes.set_ylabel("mis-instructed views (%)")
+        axes.set_ylabel(f"mis-instructed {shown} (%)")
         side.set_xlim(0, top)
         side.set_ylim(len(names) - 0.35, -0.65)
         side.set_yticks(range(len(names)), [_teacher_label(pair, recorded, called[pair]) for pair in names])
         side.tick_params(left=False)
         side.grid(axis="y", visible=False)
-        side.set_xlabel("mis-instructed views (%)")
+        side.set_xlabel(f"mis-instructed {shown} (%)")
         if len(names) > 1:
             # Above the axes: with many pairs there is no free corner.
             axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, fontsize=7.5)
 
     caption = (
-        "Share of training views on which the teacher's largest other probability is at least the label's: the only "
-        "views that LoCa changes. Left: by epoch (mean, and range over runs)"
+        f"Share of training {shown} on which the teacher's largest other probability is at least the label's: the only "
+        f"{shown} that LoCa changes. Left: by epoch (mean, and range over runs)"
         + ("; dashed: as measured before the study. " if len(names) == 1 else ". ")
         + "Right: by teacher, mean over the runs (coloured) and as measured before (diamond)."
     )

@@ -11,6 +11,7 @@ from matplotlib.ticker import MaxNLocator
 from analysis.figures.style import INK, LOCA, MUTED, Drawing, render
 from analysis.frames import PARAMETERS
 from analysis.points import SYMBOLS
+from analysis.scores import TOP1, Score
 from analysis.tables import PARTS
 
 PRUNED = "#D55E00"
@@ -18,7 +19,7 @@ ENOUGH = 10  # finished points below which nothing is said of importance
 SHUFFLES = 100
 
 
-def search_history(tried: pd.DataFrame, pair: str, name: str, part: str) -> Drawing | None:
+def search_history(tried: pd.DataFrame, pair: str, name: str, part: str, score: Score = TOP1) -> Drawing | None:
     """Value of each of a pair's searched points in the order of its start, and the best so far; None without values.
 
     Args:
@@ -42,20 +43,22 @@ def search_history(tried: pd.DataFrame, pair: str, name: str, part: str) -> Draw
             axes.step(best.index, best, where="post", color=INK, linewidth=1.1, label="best so far")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.set_xlabel("point, in the order of starting")
-        axes.set_ylabel(f"{part} top-1, last epoch (%)")
+        axes.set_ylabel(score.axis(part, ", last epoch"))
         axes.legend(loc="best")
 
     caption = (
-        f"The search for {pair}: {part} accuracy of each point that was tried, mean over its seeds. These values chose "
+        f"The search for {pair}: {part} {score.called} of each point that was tried, mean over its seeds. These values chose "
         "the points: the best of them reads high."
     )
     best_of_all = valued.loc[valued["state"] == "DONE", "value"].max()
-    found = f"best {part} accuracy {best_of_all:.2f} %" if not math.isnan(best_of_all) else "none finished"
+    found = (
+        f"best {part} {score.called} {best_of_all:.2f}{score.unit}" if not math.isnan(best_of_all) else "none finished"
+    )
     alt = f"Search history of {pair}: {len(tried)} points; {found}."
     return render(name, caption, alt, (7.6, 3.0), draw)
 
 
-def screening_curves(history: pd.DataFrame, pair: str, name: str, part: str) -> Drawing | None:
+def screening_curves(history: pd.DataFrame, pair: str, name: str, part: str, score: Score = TOP1) -> Drawing | None:
     """Accuracy by epoch of the runs that a pruner judged, the stopped ones told apart; None where none was stopped.
 
     Args:
@@ -65,7 +68,7 @@ def screening_curves(history: pd.DataFrame, pair: str, name: str, part: str) -> 
         part: what points are valued on, "val" or "test".
     """
     mine = history[(history["pair"] == pair) & (history["stage"] == "search") & history["screening"]]
-    mine = mine.dropna(subset=[f"{part}_top1"])
+    mine = mine.dropna(subset=[score.column(part)])
     states = mine.groupby("run_id")["state"].first()
     stopped = states[states == "PRUNED"].index
     if stopped.empty:
@@ -80,7 +83,7 @@ def screening_curves(history: pd.DataFrame, pair: str, name: str, part: str) -> 
         for run_id, rows in mine.groupby("run_id"):
             was_stopped = run_id in stopped
             axes.plot(
-                rows["epoch"], rows[f"{part}_top1"],
+                rows["epoch"], rows[score.column(part)],
                 color=PRUNED if was_stopped else LOCA, linewidth=0.9, alpha=0.75,
                 linestyle=(0, (4, 1.5)) if was_stopped else "-",
                 marker="x" if was_stopped else None, markevery=[len(rows) - 1], markersize=5,
@@ -89,16 +92,16 @@ def screening_curves(history: pd.DataFrame, pair: str, name: str, part: str) -> 
             axes.axvline(epoch, color=MUTED, linewidth=0.8, linestyle=(0, (1, 2)), zorder=0.5)
         axes.plot([], [], color=LOCA, linewidth=1, label="went on")
         axes.plot([], [], color=PRUNED, linewidth=1, linestyle=(0, (4, 1.5)), marker="x", label="stopped")
-        low = mine.loc[mine["epoch"] > 0.1 * mine["epoch"].max(), f"{part}_top1"].quantile(0.02)
-        high = mine[f"{part}_top1"].max()
+        low = mine.loc[mine["epoch"] > 0.1 * mine["epoch"].max(), score.column(part)].quantile(0.02)
+        high = mine[score.column(part)].max()
         axes.set_ylim(low - 0.1 * (high - low) - 0.2, high + 0.1 * (high - low) + 0.2)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.set_xlabel("epoch")
-        axes.set_ylabel(f"{PARTS[part]} top-1 (%)")
+        axes.set_ylabel(score.axis(PARTS[part]))
         axes.legend(loc="lower right")
 
     caption = (
-        f"What the pruner saw of {pair}: {PARTS[part]} accuracy of each point's first seed, and the epochs at which "
+        f"What the pruner saw of {pair}: {PARTS[part]} {score.called} of each point's first seed, and the epochs at which "
         f"it decided (dotted). It stopped {len(stopped)} of {len(states)} points, which trained {trained:,} epochs "
         f"instead of {trained + saved:,}: {100 * saved / (trained + saved):.0f} % of the screening was saved."
     )
@@ -192,7 +195,7 @@ def _ped_anova(parameters: pd.DataFrame, values: np.ndarray, quantile: float) ->
     return {str(key): float(shares.get(str(key), 0.0)) for key in parameters.columns}
 
 
-def contours(tried: pd.DataFrame, pair: str, name: str, part: str) -> Drawing | None:
+def contours(tried: pd.DataFrame, pair: str, name: str, part: str, score: Score = TOP1) -> Drawing | None:
     """Slices through the points by each parameter, and their values over alpha and tau, alpha and beta.
 
     None where a single parameter was searched, which the alpha curve shows already, or with fewer than four points.
@@ -221,7 +224,7 @@ def contours(tried: pd.DataFrame, pair: str, name: str, part: str) -> Drawing | 
             axes.set_xlabel(SYMBOLS[key])
             axes.xaxis.set_major_locator(MaxNLocator(nbins=4))
             if place == 0:
-                axes.set_ylabel(f"{part} top-1 (%)")
+                axes.set_ylabel(score.axis(part))
             else:
                 axes.tick_params(labelleft=False)
         shades = None
@@ -241,10 +244,10 @@ def contours(tried: pd.DataFrame, pair: str, name: str, part: str) -> Drawing | 
             axes.grid(visible=False)
             axes.margins(0.07)
         if shades is not None:
-            figure.colorbar(shades, ax=panels, label=f"{part} top-1 (%)", shrink=0.9, extend="min")
+            figure.colorbar(shades, ax=panels, label=score.axis(part), shrink=0.9, extend="min")
 
     caption = (
-        f"The searched points of {pair}: {part} accuracy against each parameter, and over pairs of parameters (shades "
+        f"The searched points of {pair}: {part} {score.called} against each parameter, and over pairs of parameters (shades "
         "are interpolated between the points and guide the eye only; values in the lowest tenth share a shade). The "
         "star is the best point, which reads high for being picked."
     )

@@ -1,10 +1,10 @@
 """An objective over so many classes that a whole batch of logits would not fit: a few rows at a time.
 
 With a vocabulary of 32,000 to 150,000 tokens the logits of a batch are its largest tensor by far, and plain autograd
-holds several of its size (both networks' logits, their softmaxes, the gradient). All objectives but a few are means over
-rows, so their gradient is the weighted sum of that of parts of the rows. Each part is projected, differentiated and
-forgotten before the next: what is held is the gradient of what is projected, (N, D) with hidden states, and one part's
-logits. Without a projection it is one further copy of the logits.
+holds several of its size (both networks' logits, their softmaxes, the gradient). All objectives but a few are means
+over rows, so their gradient is the weighted sum of that of parts of the rows. Each part is projected, differentiated
+and forgotten before the next: what is held is the gradient of what is projected, (N, D) with hidden states, and one
+part's logits. Without a projection it is one further copy of the logits.
 """
 
 from __future__ import annotations

@@ -66,7 +66,7 @@ def keep_largest(logits: Tensor, target: Tensor, k: int, tau: float, dtype: torc
 
 def dense(kept: Kept, target: Tensor, num_classes: int) -> Tensor:
     """(n, C) float32 logits from what was kept."""
-    n, k = kept.classes.shape
+    k = kept.classes.shape[1]
     y = target.unsqueeze(-1)
     inside = (kept.classes == y).any(-1)
     others = (num_classes - k - (~inside).long()).clamp_min(1)

@@ -1,7 +1,7 @@
 """Instructions and their responses, as JSON lines: the data sets that can be named, and reading them.
 
-A line is an object with `instruction`, `output` (a text, or a list of texts that are all right) and, where there is one,
-`input`. A data set to train on has a training and a test part; those that only evaluate have a test part.
+A line is an object with `instruction`, `output` (a text, or a list of texts that are all right) and, where there is
+one, `input`. A data set to train on has a training and a test part; those that only evaluate have a test part.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ A model's name is that of its source, and what is made of it:
     hf:NAME            a folder NAME below KDSTUDY_MODELS (default: `models` in the home), as transformers writes it:
                        config, tokenizer, safetensors or one GGUF file
     SOURCE_every10     layers 0, 10, 20 … of the source, with its embeddings and head: a student
-    SOURCE_tiny        its tokenizer and kind, fresh, of 64 dimensions and 4 layers; `_small`: 256 and 8; `_base`: 768, 12
+    SOURCE_tiny        its tokenizer and kind, fresh, of 64 dimensions and 4 layers; `_small`: 256, 8; `_base`: 768, 12
 
 Nothing is fetched. Files of pickles are not read: what is loaded is safetensors or GGUF.
 """
@@ -288,7 +288,9 @@ def build(name: str, models: Path, cache: Path) -> nn.Module:
 def _fresh(name: str, config: Any, size: dict[str, int]) -> nn.Module:
     config = copy.deepcopy(config)
     if any(not hasattr(config, field) for field in size):
-        raise ModelError(f"model {name}: a {config.model_type} cannot be made of another size; name a folder of its own")
+        raise ModelError(
+            f"model {name}: a {config.model_type} cannot be made of another size; name a folder of its own"
+        )
     for field, value in size.items():
         setattr(config, field, value)
     for field, value in (
@@ -326,5 +328,3 @@ def _truncated(name: str, model: Any, every: int) -> nn.Module:
     except RuntimeError:
         raise ModelError(f"model {name}: the layers of a {config.model_type} cannot be told apart") from None
     return student
-
-

@@ -79,7 +79,7 @@ class Responses:
         handle = os.open(self.file.with_suffix(".lock"), os.O_RDWR | os.O_CREAT, 0o644)
         try:
             fcntl.lockf(handle, fcntl.LOCK_EX)  # gone with the process that holds it
-            if self.file.is_file() and not self.file.read_bytes()[-1:] in (b"\n", b""):
+            if self.file.is_file() and self.file.read_bytes()[-1:] not in (b"\n", b""):
                 with self.file.open("a", encoding="utf-8") as stream:
                     stream.write("\n")
             yield
