@@ -288,7 +288,8 @@ def _of_pair(found: Sequence[Point], study: Mapping[str, Any]) -> list[str]:
     ratio = ratio_of(found)
     if ratio < LOW_RATIO:
         said.append(
-            f"the teacher was mis-instructing on {share(ratio)} of the {done[0].score.shown if done else 'views'}, too few for LoCa to change much; "
+            f"the teacher was mis-instructing on {share(ratio)} of the {done[0].score.shown if done else 'views'}, "
+            f"too few for LoCa to change much; "
             "a teacher trained on another part of the data (regime held_out) has a higher ratio."
         )
     swept = [each.difference for each in found if not math.isnan(each.alpha) and each.difference is not None]
@@ -322,7 +323,8 @@ def _fell(found: Sequence[Point], study: Mapping[str, Any]) -> list[str]:
             fallen.append(f"{each.label} {fixed(each.best.mean)} to {fixed(each.last.mean)}")
     return (
         [
-            f"{_first(found).called[0].upper()}{_first(found).called[1:]} fell from the best to the last epoch: {', '.join(fallen)}."
+            f"{_first(found).called[0].upper()}{_first(found).called[1:]} fell from the best to the last epoch: "
+            f"{', '.join(fallen)}."
         ]
         if fallen
         else []
@@ -358,6 +360,7 @@ def _chosen_on(study: Mapping[str, Any], found: Sequence[Point]) -> list[str]:
         ]
     if study["selection"] == "paper":
         return [
-            f"Points were chosen by test {score.called} (selection: paper), as the papers do: the numbers read high for that."
+            f"Points were chosen by test {score.called} (selection: paper), as the papers do: the numbers read high "
+            f"for that."
         ]
     return []

@@ -71,6 +71,10 @@ EPOCH_METRICS = (
     "test_top1",
     "test_top5",
 )
+GENERATION_COLUMNS = (
+    *("study", "run_id", "teacher_of", "set", "index", "decoding_seed"),
+    *("instruction", "input", "reference", "response", "rouge_l"),
+)
 RUN_KEYS = ("study", "run_id", "state", "stage", "point", "pair", "method")
 _PARAMS = ("pair", "dataset", "teacher", "student", "method", "protocol")
 _UNFINISHED = ("RUNNING", "WAITING")
@@ -219,9 +223,9 @@ def load_runs(tracking_uri: str, studies: str | Sequence[str]) -> pd.DataFrame:
     Returns:
         Text columns (an empty text where nothing is known; a method's named choices among them), `seed` int64,
         `screening` and `taken_over` bool, `started` (UTC), and float64 columns: `alpha`, `tau`, `beta`, `gamma`, any
-        parameter of a method's own, the final results in percent (of text also ROUGE-L, from 0 to 100), `mis_instruction_ratio` and `capped_ratio` of the
-        last epoch, `device_seconds`; nan where a run has no such number. Rows are in order of study, pair, method,
-        parameters and seed.
+        parameter of a method's own, the final results in percent (of text also ROUGE-L, from 0 to 100),
+        `mis_instruction_ratio` and `capped_ratio` of the last epoch, `device_seconds`; nan where a run has no such
+        number. Rows are in order of study, pair, method, parameters and seed.
 
     Raises:
         ReportError: unknown study, or an MLflow that does not answer.
@@ -325,6 +329,31 @@ def _joined(runs: Sequence[Mapping[str, np.ndarray]], lengths: Sequence[int], na
             values[begin : begin + length] = columns[name]
         begin += length
     return values
+
+
+def load_generations(tracking_uri: str, studies: str | Sequence[str]) -> pd.DataFrame:
+    """What the students and teachers of text responded to the evaluation sets after their last epoch.
+
+    Args: as for `load_runs`.
+
+    Returns:
+        One row a response: study, run_id, `teacher_of` (the pair, of a teacher's; else empty), set, index,
+        decoding_seed, instruction, input, reference, response, rouge_l; empty where no run has left any.
+
+    Raises:
+        ReportError: unknown study, or an MLflow that does not answer.
+    """
+    rows: list[dict[str, Any]] = []
+    with _tracking(tracking_uri) as client:
+        for study in _names(studies):
+            for kind in ("run", "teacher"):
+                for run in _kind(client, study, kind):
+                    text = _artifact(client, run, "generations.jsonl")
+                    of = run.data.tags.get("kdstudy.key", "").removeprefix("teacher:") if kind == "teacher" else ""
+                    run_id = run.data.tags.get("kdstudy.run_id", "")
+                    for line in (text or "").splitlines():
+                        rows.append({"study": study, "run_id": run_id, "teacher_of": of, **json.loads(line)})
+    return pd.DataFrame(rows, columns=list(GENERATION_COLUMNS))
 
 
 def teachers_only(study: Mapping[str, Any]) -> bool:

@@ -18,10 +18,21 @@ from markupsafe import Markup
 from analysis import figures, tables
 from analysis.answers import Answer, answers, teacher_sentences, warnings
 from analysis.figures import Drawing
-from analysis.frames import ReportError, finished, load_history, load_runs, load_studies, section, teachers_only
+from analysis.frames import (
+    GENERATION_COLUMNS,
+    ReportError,
+    finished,
+    load_generations,
+    load_history,
+    load_runs,
+    load_studies,
+    section,
+    teachers_only,
+)
 from analysis.paper_tables import paper_tables
 from analysis.papers import not_comparable, published_curve
 from analysis.points import CONFIRM, Point, pairs, points, result_stage
+from analysis.responses import by_set, case_table, cases, compared_table
 from analysis.scores import TOP1, Score, score_of
 from analysis.statistics import Difference
 from analysis.tables import Table
@@ -42,6 +53,9 @@ class PairPart:
     ablation: Table
     learning_curves: Drawing | None
     cost: Drawing | None
+    by_set: Drawing | None
+    responses: Table | None
+    cases: Table | None
     confirmed: Table | None
     resolution: Table | None
     printed: str
@@ -92,7 +106,9 @@ class StudyPart:
     @property
     def drawings(self) -> list[Drawing]:
         """Every figure."""
-        found = [each for pair in self.pairs for each in (pair.alpha_curve, pair.learning_curves, pair.cost)]
+        found = [
+            each for pair in self.pairs for each in (pair.alpha_curve, pair.by_set, pair.learning_curves, pair.cost)
+        ]
         return [each for each in [*found, self.mis_instruction, *self.search_drawings] if each is not None]
 
     @property
@@ -103,12 +119,19 @@ class StudyPart:
             self.gains,
             *(pair.ablation for pair in self.pairs),
             *(pair.confirmed for pair in self.pairs),
+            *(pair.responses for pair in self.pairs),
+            *(pair.cases for pair in self.pairs),
             *(pair.resolution for pair in self.pairs),
             self.search_table,
             self.lost,
             self.teachers,
         ]
         return [each for each in found if each is not None]
+
+    @property
+    def score(self) -> Score:
+        """What its students are valued by."""
+        return score_of(self.study)
 
     @property
     def protocol(self) -> list[tuple[str, str, str]]:
@@ -164,13 +187,19 @@ def report(tracking_uri: str, studies: str | Sequence[str], out_dir: Path | str)
     records = load_studies(tracking_uri, studies)
     runs = load_runs(tracking_uri, studies)
     finished(runs, records)
-    return write_report(runs, load_history(tracking_uri, studies), records, out_dir)
+    of_text = any(score_of(study) is not TOP1 for study in records)
+    generations = load_generations(tracking_uri, studies) if of_text else None
+    return write_report(runs, load_history(tracking_uri, studies), records, out_dir, generations)
 
 
 def write_report(
-    runs: pd.DataFrame, history: pd.DataFrame, studies: Sequence[Mapping[str, Any]], out_dir: Path | str
+    runs: pd.DataFrame,
+    history: pd.DataFrame,
+    studies: Sequence[Mapping[str, Any]],
+    out_dir: Path | str,
+    generations: pd.DataFrame | None = None,
 ) -> Path:
-    """Write a report from frames that were loaded already; see `report`.
+    """Write a report from frames that were loaded already; see `report`. `generations`: None where there is no text.
 
     Raises:
         ReportError: none of a study's runs finished, or a folder that cannot be used.
@@ -178,7 +207,7 @@ def write_report(
     out = Path(out_dir)
     _check(out)
     finished(runs, studies)
-    content = build(runs, history, studies)
+    content = build(runs, history, studies, generations)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f".{out.name}-", dir=out.parent, ignore_cleanup_errors=True) as beside:
@@ -219,15 +248,21 @@ def _same(one: Path, other: Path) -> bool:
     return one.is_file() and other.is_file() and one.read_bytes() == other.read_bytes()
 
 
-def build(runs: pd.DataFrame, history: pd.DataFrame, studies: Sequence[Mapping[str, Any]]) -> Content:
+def build(
+    runs: pd.DataFrame,
+    history: pd.DataFrame,
+    studies: Sequence[Mapping[str, Any]],
+    generations: pd.DataFrame | None = None,
+) -> Content:
     """Everything that a report shows, study by study; file names carry the study and the pair where there are several.
 
-    Args: as `load_runs`, `load_history` and `load_studies` return them.
+    Args: as `load_runs`, `load_history`, `load_studies` and `load_generations` return them.
     """
+    responses = pd.DataFrame(columns=list(GENERATION_COLUMNS)) if generations is None else generations
     names = _Names()
     found = [points(runs, history, study) for study in studies]
     parts = [
-        _study_part(runs, history, study, own, names, several=len(studies) > 1)
+        _study_part(runs, history, study, own, names, responses, several=len(studies) > 1)
         for study, own in zip(studies, found, strict=True)
     ]
     return Content(parts, _overall([each for own in found for each in own], history, studies, names))
@@ -275,6 +310,7 @@ def _study_part(
     study: Mapping[str, Any],
     found: Sequence[Point],
     names: _Names,
+    generations: pd.DataFrame,
     several: bool,
 ) -> StudyPart:
     mine = runs[runs["study"] == study["study"]]
@@ -291,7 +327,8 @@ def _study_part(
         own = [each for each in found if each.pair == pair]
         suffix = pair if len(pairs(found)) > 1 else ""
         again = [each for each in fresh if each.pair == pair and each.last.n]
-        parts.append(_pair_part(own, again, mine, result, study, answer, names, prefix, suffix))
+        written = generations[generations["study"] == study["study"]]
+        parts.append(_pair_part(own, again, mine, result, study, answer, names, prefix, suffix, written))
     measured = names(prefix, "mis-instruction")
     return StudyPart(
         study=study,
@@ -342,6 +379,7 @@ def _pair_part(
     names: _Names,
     prefix: str,
     suffix: str,
+    generations: pd.DataFrame,
 ) -> PairPart:
     first = own[0]
     study = section(study, first.pair)
@@ -360,10 +398,35 @@ def _pair_part(
         ablation=tables.ablation(own, study, names(prefix, "ablation", suffix)),
         learning_curves=figures.learning_curves(own, epochs, names(prefix, "learning-curves", suffix)),
         cost=figures.cost_curve(own, runs, names(prefix, "cost", suffix)),
+        **_of_responses(own, runs, study, generations, names, prefix, suffix),
         confirmed=tables.confirmed(again, own, names(prefix, "confirmed", suffix)) if again else None,
         resolution=tables.resolution(own, names(prefix, "resolution", suffix)),
         printed=printed,
     )
+
+
+def _of_responses(
+    own: Sequence[Point],
+    runs: pd.DataFrame,
+    study: Mapping[str, Any],
+    generations: pd.DataFrame,
+    names: _Names,
+    prefix: str,
+    suffix: str,
+) -> dict[str, Any]:
+    """What a pair's part shows of responses; nothing where the pair has images."""
+    if own[0].score is TOP1:
+        return dict.fromkeys(("by_set", "responses", "cases"))
+    sets = list(study["data"]["evaluated"])
+    scored = by_set(own, runs, sets)
+    teacher: Mapping[str, float] = next(
+        (each.get("rouge_l", {}) for each in study["teachers"] if each["pair"] == own[0].pair), {}
+    )
+    return {
+        "by_set": figures.rouge_by_set(scored, teacher, names(prefix, "rouge-by-set", suffix)),
+        "responses": compared_table(scored, names(prefix, "rouge", suffix)),
+        "cases": case_table(cases(own, generations, sets[0]), names(prefix, "cases", suffix)),
+    }
 
 
 def plain(value: Any) -> str:

@@ -64,8 +64,8 @@ _NOT_PARAMETERS = {*TEXT, *FLAGS, *RESULTS, "seed", "started", "mis_instruction_
 class Point:
     """One setting of one pair and method, and what its seeds gave.
 
-    `last` and `best` are the score (top-1 in percent, ROUGE-L of text) on the test set, of the last epoch and of the best test epoch, `top5` is
-    top-5 of the last. `difference`
+    `last` and `best` are the score (top-1 in percent, ROUGE-L of text) on the test set, of the last epoch and of the
+    best test epoch, `top5` is top-5 of the last. `difference`
     is to `baseline` (KD, or what the method would be without its calibration), paired by seed, None where there is none
     to compare with. Ratios are means over epochs and seeds, nan
     without a teacher. `asked` counts every run that the point was given, `failed` and `pruned` among them.

@@ -11,9 +11,9 @@ from typing import Any
 class Score:
     """A score, larger is better, from 0 to 100.
 
-    key: as metrics are called (`test_<key>_last`). name: of it. called: in a sentence. unit: ` %` or nothing. shown: what a
-    teacher is right or wrong on. items: what the data set has. own: whether it is that of counted cases, so that their
-    number bounds its precision.
+    key: as metrics are called (`test_<key>_last`). name: of it. called: in a sentence. unit: ` %` or nothing. shown:
+    what a teacher is right or wrong on. items: what the data set has. counted: whether it is a share of these, so that
+    their number bounds its precision.
     """
 
     key: str

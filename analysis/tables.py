@@ -218,14 +218,16 @@ def ablation(found: Sequence[Point], study: Mapping[str, Any], name: str) -> Tab
         Column("capped", lambda row: share(row.capped_ratio), _fields("capped_ratio")),
     ]
     notes = [
-        f"{score.name[0].upper()}{score.name[1:]} on the test set, mean ± SD over n seeds. Δ is to {', '.join(baselines)} (of the same parameters where "
+        f"{score.name[0].upper()}{score.name[1:]} on the test set, mean ± SD over n seeds. Δ is to "
+        f"{', '.join(baselines)} (of the same parameters where "
         "there is one, else the best), last epoch, paired by seed (only seeds that both have). Intervals are Student's "
         "t, bootstrapped from eight seeds on; p is the paired t test's, in brackets corrected by Holm's method for all "
         f"comparisons of this table. A small p of none excludes a difference of {EQUIVALENT:g} points and more (two "
         "one-sided tests); where both are large, these seeds tell neither. Where one seed is left, or every seed gave "
         "the same difference, there is no interval. The best epoch is chosen by test "
         f"{score.called}, so it reads higher.",
-        f"Ratios are shares of all training {score.shown}: mis-instructed ones, and ones that left the simplex and were capped.",
+        f"Ratios are shares of all training {score.shown}: mis-instructed ones, and ones that left the simplex and "
+        f"were capped.",
     ]
     reasons = not_comparable(study, found[0].dataset)
     if not reasons:
@@ -521,7 +523,8 @@ def search_table(tried: pd.DataFrame, name: str, part: str = "val", score: Score
         _text("state", "state"),
     ]
     notes = [
-        f"Last-epoch {PARTS[part]} {score.called}, mean over seeds; the screening seed is left out where others follow it. A "
+        f"Last-epoch {PARTS[part]} {score.called}, mean over seeds; the screening seed is left out where others "
+        f"follow it. A "
         "pruned point has none: a part of a run is not comparable with a whole one."
     ]
     return Table(name, "Points tried by the search", columns, tried.to_dict("records"), notes)

@@ -51,7 +51,8 @@ def methods_text(study: Mapping[str, Any], found: Sequence[Point]) -> list[str]:
         said.append(
             f"Methods. {'; '.join(explained)}. Every method was trained on {'each of ' if seeds > 1 else ''}{seeds} "
             f"seed{'s' if seeds > 1 else ''}, which decide{'' if seeds > 1 else 's'} the initial weights, the order of "
-            f"the {'images and their views' if score.counted else 'examples'} alike for all methods, for {len(pairs(found))} pair"
+            f"the {'images and their views' if score.counted else 'examples'} alike for all methods, for "
+            f"{len(pairs(found))} pair"
             f"{'s' if len(pairs(found)) > 1 else ''} of teacher and student."
         )
     said += [
@@ -74,8 +75,10 @@ def _scored(study: Mapping[str, Any]) -> str:
     if protocol["decoding"] == "sample":
         chosen = f"sampling (top-p {protocol['top_p']:g}), mean over {protocol['decoding_seeds']} decoding seeds"
     return (
-        "The score is ROUGE-L (F, with the stemmer of the package rouge-score, 0 to 100) of the responses that a student "
-        f"writes to the test instructions after its last epoch: {chosen}, {protocol['max_response']} tokens at most, the "
+        "The score is ROUGE-L (F, with the stemmer of the package rouge-score, 0 to 100) of the responses that a "
+        "student "
+        f"writes to the test instructions after its last epoch: {chosen}, {protocol['max_response']} tokens at "
+        f"most, the "
         "best of an instruction's right responses."
     )
 
@@ -85,12 +88,14 @@ def _text_data(data: Mapping[str, Any]) -> str:
     kept = data.get("top_k")
     text = (
         f"Data. {data['name']}: {data['train_images']:,} of {data['full_train_images']:,} training examples, "
-        f"{data['validation_images']:,} for validation; evaluated on {sets}. Students foretell each token of a response "
+        f"{data['validation_images']:,} for validation; evaluated on {sets}. Students foretell each token of a "
+        f"response "
         f"from what comes before it, among {data['num_classes']:,}; the prompt's tokens do not count."
     )
     if kept is not None:
         text += (
-            f" Of the teacher's logits the {kept:,} largest of each token and the label's are kept, and the mass of the "
+            f" Of the teacher's logits the {kept:,} largest of each token and the label's are kept, and the mass of "
+            f"the "
             "others is spread evenly over them; lost_teacher_mass in a run's history is what that changes."
         )
     return text
@@ -130,7 +135,8 @@ def _selection(study: Mapping[str, Any]) -> str:
             f"Points were chosen by test {score_of(study).called}, as the papers do, so what is best here reads high."
         )
     return (
-        f"Points were proposed and chosen on a validation part of the training set by last-epoch {score_of(study).called}; the chosen "
+        f"Points were proposed and chosen on a validation part of the training set by last-epoch "
+        f"{score_of(study).called}; the chosen "
         "ones and the baselines were then trained on the whole training set with seeds that chose nothing, and the "
         "test set was used only there."
     )

@@ -15,8 +15,7 @@ from pathlib import Path
 from study.home import Home
 from study.lock import is_driven
 from study.store import DONE, FAILED, RUNNING, Store
-from trainables.runner import ARTIFACTS
-from trainables.storage import below, is_bucket, open_storage
+from trainables.storage import ARTIFACTS, below, is_bucket, open_storage
 
 # Whatever is being written now is younger.
 _OLD_SECONDS = 24 * 3600.0

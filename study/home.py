@@ -12,7 +12,7 @@ from typing import Any
 from study.database import check_url, is_sqlite, sqlite_file
 from study.errors import RequestError
 from trainables.files import read_stored
-from trainables.storage import below, is_bucket, open_storage
+from trainables.storage import ARTIFACTS, below, is_bucket, open_storage
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
@@ -53,6 +53,15 @@ class Home:
         """
         named, address = name or "none", self.checkpoints(run_id)
         return read_stored(lambda: open_storage(address).read(named), below(address, named))
+
+    def artifacts_of(self, run_id: str) -> dict[str, str]:
+        """The files that a run has left to be shown with it, by name; none where the storage does not have them."""
+        storage = open_storage(self.checkpoints(run_id))
+        try:
+            names = [name for name in storage.names() if name.startswith(f"{ARTIFACTS}/")]
+            return {name.removeprefix(f"{ARTIFACTS}/"): storage.read(name).decode("utf-8") for name in names}
+        except OSError:
+            return {}
 
     @property
     def logits(self) -> Path:

@@ -208,7 +208,9 @@ def _pair(
     described = "trained first"
     if teacher is not None:
         rouge = teacher.record.rouge_l
-        worth = f"{teacher.record.test_top1:.2f} %" if rouge is None else f"ROUGE-L {rouge:.2f}"
+        worth = f"{teacher.record.test_top1:.2f} %"
+        if rouge is not None:
+            worth = ", ".join(f"ROUGE-L {value:.2f} on {name}" for name, value in rouge.items())
         described = f"{teacher.record.name}, {worth}"
     return PairForecast(
         name, described, ratio, ratio_on, plain, taught, training, asking, described_logits, tuple(effects)

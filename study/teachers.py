@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
 from statistics import fmean
@@ -87,7 +89,7 @@ def _made(name: str, pair: PairPlan, states: list[dict[str, Any]], runs: list[Ru
         folds = splits.make_folds(dataset.train_labels, pair.teacher.folds, pair.data.split_seed)
         content = teachers.cross_fitted_hash(hashes, folds)
     top1, top5 = ([(run.summary or {})[f"test_{top}_last"] for run in runs] for top in ("top1", "top5"))
-    rouge = (runs[0].summary or {}).get("test_rouge_l_last")
+    rouge = _rouge_by_set(pair.data.name, runs[0].summary or {}) if pair.task == "text" else None
     record = TeacherRecord(
         name=name,
         hash=content,
@@ -113,6 +115,20 @@ def _made(name: str, pair: PairPlan, states: list[dict[str, Any]], runs: list[Ru
         return TextTeacher(record, lambda: states[0])
     modules = [teachers.load_into(model, dataset.num_classes, state, name) for state in states]
     return Teacher(record, modules, folds)
+
+
+def _rouge_by_set(own: str, summary: Mapping[str, float]) -> dict[str, float]:
+    """ROUGE-L by the name of the evaluation set, from a run's summary."""
+    found = {own: summary["test_rouge_l_last"]} if "test_rouge_l_last" in summary else {}
+    others = (name for name in summary if name.startswith("test_rouge_l."))
+    return found | {name.removeprefix("test_rouge_l.").removesuffix("_last"): summary[name] for name in others}
+
+
+def _rouge_of(record: TeacherRecord) -> dict[str, Any]:
+    """What a study's record says of a text teacher's ROUGE-L."""
+    if record.rouge_l is None:
+        return {}
+    return {"test_rouge_l": record.rouge_l.get(record.dataset, math.nan), "rouge_l": record.rouge_l}
 
 
 def _views(pair: PairPlan) -> str:
@@ -174,7 +190,7 @@ def overview(plan: Plan, pair_name: str, teacher: Teacher, before: list[dict[str
         "test_top1": record.test_top1,
         "test_top5": record.test_top5,
         "fold_top1": list(record.fold_top1),
-        **({} if record.rouge_l is None else {"test_rouge_l": record.rouge_l}),
+        **_rouge_of(record),
         "mis_instruction_ratio": ratio,
         "ratio_on": ratio_on,
         "views": views,

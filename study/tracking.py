@@ -37,7 +37,7 @@ from study.store import DONE, FAILED, PRUNED, RUNNING, WAITING, RunRow, Store
 log = logging.getLogger("kdstudy.tracking")
 
 KEY = "kdstudy.key"
-_TEACHER_METRICS = ("test_top1", "test_top5", "mis_instruction_ratio")
+_TEACHER_METRICS = ("test_top1", "test_top5", "test_rouge_l", "mis_instruction_ratio")
 _BATCH = 900  # MLflow takes at most 1,000 metrics at a call
 _STATUS = {DONE: "FINISHED", FAILED: "FAILED", PRUNED: "KILLED"}
 
@@ -276,6 +276,8 @@ class Tracker:
             texts = {**texts, "history.csv": _csv(history)}
         if whole and run and (said := runlog.read(self._home, run.run_id)):
             texts = {**texts, "run.log": said}
+        if whole and run and "text" in run.identity:  # only runs of text leave any
+            texts = {**texts, **self._home.artifacts_of(run.run_id)}
         if face != shown:
             self._client.log_batch(
                 run_id,

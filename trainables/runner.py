@@ -18,15 +18,13 @@ import torch
 
 from trainables import data, engine, logits, protocol, splits, teachers
 from trainables.files import read_stored
-from trainables.storage import PATIENCE_SECONDS, open_storage
+from trainables.storage import ARTIFACTS, PATIENCE_SECONDS, open_storage
 from trainables.tasks import Dataset
 from trainables.text import corpora
 from trainables.text.store import TextStore
 
 # Checkpoints may take this share of a run's time: the cheaper they are to write, the less a kill can cost.
 CHECKPOINT_SHARE = 0.02
-ARTIFACTS = "artifacts"
-"""The folder, in a run's own, of files that are kept with it when it has ended."""
 # How long a storage that is away is waited for where a run can also go on without its checkpoint.
 SHORT_PATIENCE_SECONDS = 5.0
 

@@ -15,6 +15,9 @@ from typing import Any, Protocol, TypeVar
 
 from trainables.files import write_atomic
 
+ARTIFACTS = "artifacts"
+"""The folder, in a run's own, of files that are kept with it when it has ended."""
+
 # How long a server that refuses or does not answer is waited for.
 PATIENCE_SECONDS = 120.0
 _TRANSIENT = {"500", "502", "503", "504", "429", "InternalError", "ServiceUnavailable", "SlowDown", "RequestTimeout"}

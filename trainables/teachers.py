@@ -57,7 +57,7 @@ class TeacherRecord:
     set; `mis_instruction_ratio` is from 0 to 1, over the views that `ratio_on` describes and `ratio_views` names,
     where whoever measured it named them. `fold_top1`: the test accuracy of each network of a cross-fitted set, empty
     for a single one. `task`: `images` or `text`; of text the accuracies are of tokens, `num_classes` is the vocabulary,
-    and `rouge_l` is ROUGE-L on the test set, from 0 to 100.
+    and `rouge_l` is ROUGE-L on each evaluation set, from 0 to 100.
     """
 
     name: str
@@ -79,7 +79,7 @@ class TeacherRecord:
     ratio_views: str | None = None
     fold_top1: tuple[float, ...] = ()
     task: str = "images"
-    rouge_l: float | None = None
+    rouge_l: dict[str, float] | None = None
 
     @property
     def folds(self) -> int:

@@ -1,6 +1,7 @@
 """The report's figures, by what they show; each as SVG and PNG with a caption and a text for who cannot see it."""
 
 from analysis.figures.alpha import AlphaScale, alpha_curve, margin_curves
+from analysis.figures.by_set import rouge_by_set
 from analysis.figures.cost import cost_curve
 from analysis.figures.learning import learning_curves
 from analysis.figures.ratios import gain_against_ratio, mis_instruction, teacher_ratios
@@ -18,6 +19,7 @@ __all__ = [
     "learning_curves",
     "margin_curves",
     "mis_instruction",
+    "rouge_by_set",
     "screening_curves",
     "search_history",
     "teacher_ratios",

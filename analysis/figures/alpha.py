@@ -106,7 +106,8 @@ def alpha_curve(
     ns = sorted({each.last.n for each in [*swept, *baselines]})
     seeds = f"n = {ns[0]}" if len(ns) == 1 else f"n = {ns[0]} to {ns[-1]}"
     caption = (
-        f"Test {score.name} of the last epoch against α ({seeds} seeds a point). Each small dot is one seed, the larger "
+        f"Test {score.name} of the last epoch against α ({seeds} seeds a point). Each small dot is one seed, the "
+        f"larger "
         "marker their mean, the bar the 95 % interval of the mean"
         + (" (one seed gives no interval)" if ns[0] == 1 else "")
         + (", an arrow where the interval goes on" if _beyond([*swept, *baselines], limits) else "")

@@ -47,7 +47,8 @@ def search_history(tried: pd.DataFrame, pair: str, name: str, part: str, score: 
         axes.legend(loc="best")
 
     caption = (
-        f"The search for {pair}: {part} {score.called} of each point that was tried, mean over its seeds. These values chose "
+        f"The search for {pair}: {part} {score.called} of each point that was tried, mean over its seeds. These "
+        f"values chose "
         "the points: the best of them reads high."
     )
     best_of_all = valued.loc[valued["state"] == "DONE", "value"].max()
@@ -101,7 +102,8 @@ def screening_curves(history: pd.DataFrame, pair: str, name: str, part: str, sco
         axes.legend(loc="lower right")
 
     caption = (
-        f"What the pruner saw of {pair}: {PARTS[part]} {score.called} of each point's first seed, and the epochs at which "
+        f"What the pruner saw of {pair}: {PARTS[part]} {score.called} of each point's first seed, and the epochs at "
+        f"which "
         f"it decided (dotted). It stopped {len(stopped)} of {len(states)} points, which trained {trained:,} epochs "
         f"instead of {trained + saved:,}: {100 * saved / (trained + saved):.0f} % of the screening was saved."
     )
@@ -247,7 +249,8 @@ def contours(tried: pd.DataFrame, pair: str, name: str, part: str, score: Score 
             figure.colorbar(shades, ax=panels, label=score.axis(part), shrink=0.9, extend="min")
 
     caption = (
-        f"The searched points of {pair}: {part} {score.called} against each parameter, and over pairs of parameters (shades "
+        f"The searched points of {pair}: {part} {score.called} against each parameter, and over pairs of parameters "
+        f"(shades "
         "are interpolated between the points and guide the eye only; values in the lowest tenth share a shade). The "
         "star is the best point, which reads high for being picked."
     )
