@@ -345,7 +345,7 @@ def status(
     with store.opened():
         _require_study(store, study)
         spec = parse_spec(store.spec(study) or {}, f"study {study}")
-        metric = "val_top1_last" if spec.chosen_by == "validation" else "test_top1_last"
+        metric = spec.valued_by
 
         def where() -> RenderableType | None:
             driver = store.driver(study) if is_driven(home, store, study) else None
@@ -827,6 +827,7 @@ def methods() -> None:
 def models_() -> None:
     """List the networks, with parameters and multiply-adds."""
     from trainables import models
+    from trainables.text import models as text_models
 
     table = printing.table_of("model", "input", ">classes", ">parameters", ">MMACs", "source")
     for entry in map(models.get, models.names()):
@@ -840,12 +841,18 @@ def models_() -> None:
             entry.source if entry.source != "-" else entry.summary,
         )
     out.print(table)
+    out.print(
+        "For text: the causal models below, and hf:NAME for a folder NAME of KDSTUDY_MODELS; _every10 takes every"
+    )
+    out.print("tenth layer of a model, _tiny, _small and _base are fresh ones with its tokenizer.")
+    out.print("  " + ", ".join(text_models.names()), markup=False)
 
 
 @app.command("datasets")
 def datasets_() -> None:
     """List the data sets."""
     from trainables import data
+    from trainables.text import corpora
 
     for entry in map(data.get, data.names()):
         out.print(f"[bold]{entry.name}[/]  {escape(entry.summary)}")
@@ -853,6 +860,10 @@ def datasets_() -> None:
             shape, (train, test) = "x".join(map(str, entry.shape)), entry.sizes
             out.print(f"    {entry.num_classes} classes, {train:,} training and {test:,} test images of {shape}")
         out.print(f"    from: {entry.source}", markup=False)
+    for corpus in map(corpora.CORPORA.get, corpora.names()):
+        part = "text" if corpus.train else "text, to evaluate on"
+        out.print(f"[bold]{corpus.name}[/]  {escape(corpus.summary)} ({part})")
+        out.print(f"    from: {corpus.source}", markup=False)
 
 
 @app.command("pairs")
@@ -969,7 +980,9 @@ def _conclude(studies: list[str], report: bool, output: Path | None = None) -> N
     with _analysing("writing the report …") as (analysis, home):
         folder = output or home.report("+".join(studies))
         try:
-            page = analysis.write_report(*frames, folder)
+            of_text = any(record.get("score") == "rouge_l" for record in frames[2])
+            written_ = analysis.load_generations(home.tracking_uri, studies) if of_text else None
+            page = analysis.write_report(*frames, folder, written_)
         except OSError as error:
             raise RequestError(f"{folder}: cannot be written ({error.strerror})") from None
     out.print(f"Report:  {page}", markup=False, soft_wrap=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 from statistics import fmean
+from typing import Any
 
 from search_spaces.spaces import written
 from study.errors import RequestError
@@ -11,6 +12,7 @@ from study.home import Home
 from study.plan import ABLATION, FINAL, TEACHER
 from study.spec import parse_spec
 from study.store import DONE, RunRow, Store
+from trainables.data.cache import keep
 from trainables.files import CheckpointError, checkpoint_bytes, write_atomic
 
 
@@ -42,6 +44,10 @@ def export_student(home: Home, store: Store, study: str, run_id: str | None, out
     if described is None:
         raise RequestError(f"study {study}: its record is an older kdstudy's; `kdstudy run {study}` renews it")
     section = described["data"]
+    if section.get("task") == "text":
+        folder = output or Path(f"{study}-{run.identity['student'].replace(':', '-')}-{run.run_id[:8]}")
+        _write_model(home, run, state_dict, folder)
+        return folder, f"{_described(run, 'ROUGE-L', 'test_rouge_l_last', '')}; {reason}"
     path = output or Path(f"{study}-{run.identity['student']}-{run.run_id[:8]}.pt")
     content = {
         "state_dict": state_dict,
@@ -59,10 +65,47 @@ def export_student(home: Home, store: Store, study: str, run_id: str | None, out
         write_atomic(path, checkpoint_bytes(content))
     except OSError as error:
         raise RequestError(f"{path}: cannot be written ({error.strerror})") from None
+    return path, f"{_described(run, 'top-1', 'test_top1_last', ' %')}; {reason}"
+
+
+def _described(run: RunRow, score: str, metric: str, unit: str) -> str:
     shown = ", ".join(f"{name} {written(value)}" for name, value in run.parameters.items())
-    accuracy = (run.summary or {}).get("test_top1_last")
-    measured = "" if accuracy is None else f", test top-1 {accuracy:.2f} % at the last epoch"
-    return path, f"{run.identity['student']} by {run.method} ({shown}), seed {run.seed}{measured}; {reason}"
+    value = (run.summary or {}).get(metric)
+    measured = "" if value is None else f", test {score} {value:.2f}{unit} at the last epoch"
+    return f"{run.identity['student']} by {run.method} ({shown}), seed {run.seed}{measured}"
+
+
+def _write_model(home: Home, run: RunRow, state: dict[str, Any], folder: Path) -> None:
+    """A student of text as a folder that transformers reads: adapters are merged into the weights.
+
+    Raises:
+        RequestError: the folder is there already or cannot be written, or the model's files have changed.
+    """
+    from trainables.text import models
+    from trainables.text.network import Network
+    from trainables.text.teacher import adapter_rank, put_back
+
+    if folder.exists():
+        raise RequestError(f"{folder}: is there already; name another with --output")
+    name = run.identity["student"]
+    try:
+        network = Network(models.build(name, home.models, home.data), adapter_rank(state))
+        put_back(network, state, models.base_hash(name, home.models), f"run {run.run_id}")
+        tokenizer = models.tokenizer(name, home.models, home.data)
+        model = network.merged()
+
+        def write(made: Path) -> None:
+            model.save_pretrained(made)
+            tokenizer.save_pretrained(made)
+
+        keep(folder.absolute(), write)
+    except ValueError as error:
+        raise RequestError(str(error)) from None
+
+
+def _score(run: RunRow) -> float:
+    summary = run.summary or {}
+    return float(summary.get("test_rouge_l_last", summary.get("test_top1_last", 0.0)))
 
 
 def _best(store: Store, study: str, runs: list[RunRow]) -> tuple[RunRow, str]:
@@ -79,6 +122,6 @@ def _best(store: Store, study: str, runs: list[RunRow]) -> tuple[RunRow, str]:
         best = max(points, key=lambda point: values[point])
         reason = "the point was chosen by validation accuracy"
     else:
-        best = max(points, key=lambda point: fmean((run.summary or {})["test_top1_last"] for run in points[point]))
+        best = max(points, key=lambda point: fmean(_score(run) for run in points[point]))
         reason = "the point was chosen by test accuracy, so this accuracy is optimistic"
     return min(points[best], key=lambda run: run.seed), reason

@@ -11,15 +11,18 @@ from typing import Any
 
 SHARE_KEY = "kdstudy"
 _PARAMS = ("pair", "method", "alpha", "tau", "beta", "gamma", "seed")
-_METRICS = ("test_top1_last", "test_top1_best", "val_top1_last", "mis_instruction_ratio", "capped_ratio")
+_RATIOS = ("mis_instruction_ratio", "capped_ratio")
 _CHARTS = "kdstudy-charts"
 
 
-def experiment_tags() -> dict[str, str]:
-    """Tags of a study's experiment: its kind, so that the page shows training runs, and the shared view."""
+def experiment_tags(score: str = "top1") -> dict[str, str]:
+    """Tags of a study's experiment: its kind, so that the page shows training runs, and the shared view.
+
+    `score`: what students are valued by, as metrics are called.
+    """
     return {
         "mlflow.experimentKind": "custom_model_development",
-        f"mlflow.sharedViewState.{SHARE_KEY}": json.dumps(_view()),
+        f"mlflow.sharedViewState.{SHARE_KEY}": json.dumps(_view(score)),
     }
 
 
@@ -29,23 +32,24 @@ def address(server: str, experiment_id: str, *, charts: bool) -> str:
     return f"{server.rstrip('/')}/#/experiments/{experiment_id}/runs?viewStateShareKey={SHARE_KEY}{mode}"
 
 
-def _view() -> dict[str, Any]:
+def _view(score: str) -> dict[str, Any]:
+    last = f"test_{score}_last"
     return {
         "searchFilter": "tags.`kdstudy.kind` = 'run'",
         # Ordered by anything but its date a list is flat, and its runs are drawn; else they hide in their groups.
-        "orderByKey": "metrics.`test_top1_last`",
+        "orderByKey": f"metrics.`{last}`",
         "orderByAsc": False,
         "selectedColumns": [
             *(f"params.`{name}`" for name in _PARAMS),
-            *(f"metrics.`{name}`" for name in _METRICS),
+            *(f"metrics.`{name}`" for name in (last, f"test_{score}_best", f"val_{score}_last", *_RATIOS)),
         ],
         "runsHiddenMode": "SHOW_ALL",
         "compareRunSections": [
             {"uuid": _CHARTS, "name": "Study", "display": True, "isReordered": False},
         ],
         "compareRunCharts": [
-            _scatter("hp.alpha", "test_top1_last"),
-            _scatter("mis_instruction_ratio", "test_top1_last"),
+            _scatter("hp.alpha", last),
+            _scatter("mis_instruction_ratio", last),
             {
                 "uuid": "kdstudy-parallel",
                 "type": "PARALLEL",
@@ -55,7 +59,7 @@ def _view() -> dict[str, Any]:
                 "isGenerated": False,
                 "displayName": "",
                 "selectedParams": ["alpha", "tau", "beta", "gamma"],
-                "selectedMetrics": ["test_top1_last"],
+                "selectedMetrics": [last],
                 "showAllRuns": False,
             },
             {
@@ -66,8 +70,8 @@ def _view() -> dict[str, Any]:
                 "deleted": False,
                 "isGenerated": False,
                 "displayName": "",
-                "metricKey": "test_top1",
-                "selectedMetricKeys": ["test_top1"],
+                "metricKey": f"test_{score}",
+                "selectedMetricKeys": [f"test_{score}"],
                 "lineSmoothness": 0,
                 "scaleType": "linear",
                 "xAxisKey": "step",

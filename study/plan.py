@@ -105,6 +105,8 @@ class PairPlan:
         """
         if isinstance(self.dataset, TextDataset):
             models_, cache = self.dataset.models, self.dataset.cache
+            for name in (self.pair.teacher, self.pair.student):
+                text_models.base_hash(name, models_)  # or it says where it was looked for
             text_models.require_same_tokens(self.pair.teacher, self.pair.student, models_, cache)
             return
         for model in (self.pair.teacher, self.pair.student):

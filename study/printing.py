@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 import sys
 import time
@@ -147,11 +148,18 @@ def print_teachers(records: list[TeacherRecord]) -> None:
             record.hash[:16],
             record.model,
             record.dataset,
-            f"{record.test_top1:.2f}" + (f" ({record.folds} folds)" if record.folds else ""),
+            _worth(record),
             f"{100 * record.mis_instruction_ratio:.2f} %",
             record.trained_on,
         )
     out.print(table)
+
+
+def _worth(record: TeacherRecord) -> str:
+    """A teacher's accuracy, or its ROUGE-L where it is of text."""
+    if record.rouge_l is not None:
+        return f"ROUGE-L {record.rouge_l.get(record.dataset, math.nan):.2f}"
+    return f"{record.test_top1:.2f}" + (f" ({record.folds} folds)" if record.folds else "")
 
 
 def print_logits(found: list[Stored], names: dict[str, str]) -> None:

@@ -21,7 +21,12 @@ from study.store import DONE, FAILED, PRUNED, RUNNING, RunRow, Store
 
 _REASONS = 3  # that are shown
 _RATE_SECONDS = 10  # before which a rate says nothing
-_TITLES = {"test_top1_last": "test %", "val_top1_last": "val %"}
+_TITLES = {
+    "test_top1_last": "test %",
+    "val_top1_last": "val %",
+    "test_rouge_l_last": "ROUGE-L",
+    "val_rouge_l_last": "val ROUGE-L",
+}
 
 
 @dataclass(frozen=True)
@@ -143,7 +148,7 @@ class Progress:
 
     def _value(self, run: RunRow) -> float | None:
         summary = run.summary or {}
-        return summary.get(self._metric, summary.get("test_top1_last"))
+        return summary.get(self._metric, summary.get(self._metric.replace("val_", "test_", 1)))
 
     def lines(self) -> list[Line]:
         """One line for each pair, method and stage, in the order in which they begin."""

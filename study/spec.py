@@ -371,6 +371,12 @@ class Spec(_Part):
         """What points are chosen by: nothing in an ablation."""
         return "none" if self.mode == "ablation" else self.selection
 
+    @property
+    def valued_by(self) -> str:
+        """The metric that points of the first stage are valued by."""
+        part = "val" if self.chosen_by == "validation" else "test"
+        return f"{part}_{tasks.SCORES[self.data_of(self.pairs[0]).task]}_last"
+
     def spaces(self) -> dict[str, spaces.MethodSpace]:
         """The search space of each method."""
         return {name: spaces.parse_method(name, raw) for name, raw in self.methods.items()}

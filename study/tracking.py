@@ -209,7 +209,8 @@ class Tracker:
             if experiment.lifecycle_stage == "deleted":
                 client.restore_experiment(experiment.experiment_id)
             self._experiment = experiment.experiment_id
-        for name, value in mlflow_page.experiment_tags().items():
+        score = self._store.info(self._study).get("score", "top1")
+        for name, value in mlflow_page.experiment_tags(score).items():
             client.set_experiment_tag(self._experiment, name, value)
         # What MLflow really has, rather than what we remember of it: its database may have been replaced.
         self._known = {}

@@ -192,7 +192,16 @@ PROTOCOLS: dict[str, Protocol] = {
         _DOLLY_10,
         # A student of a few million parameters in minutes on a CPU.
         dataclasses.replace(
-            _DOLLY_10, base="dolly-quick", epochs=2, batch_size=8, lr=1e-3, max_tokens=160, max_response=32
+            _DOLLY_10,
+            base="dolly-quick",
+            epochs=2,
+            batch_size=4,
+            lr=3e-3,
+            max_tokens=160,
+            max_response=32,
+            decoding="sample",
+            decoding_seeds=3,
+            top_p=0.9,
         ),
         # A whole study in minutes: about a thousand 8x8 images on one thread of a CPU. Digits are not flipped.
         dataclasses.replace(

@@ -14,6 +14,7 @@ import io
 import json
 import logging
 import math
+import zipfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -111,7 +112,7 @@ class AnswerStore:
         try:
             with np.load(self._folder / f"{index:07d}.npz") as arrays:
                 return Kept(*(torch.from_numpy(arrays[name]) for name in Kept._fields))
-        except (OSError, ValueError, KeyError, EOFError):
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
             return None
 
     def write(self, index: int, kept: Kept) -> None:

@@ -38,6 +38,20 @@ class Network:
             peft.inject_adapter_in_model(given, model)
         self._whole: bool | None = None
 
+    def merged(self) -> Any:
+        """The model with its adapters, where it has some, merged into its weights."""
+        if not self.adapted:
+            return self.model
+        from peft.tuners.lora import LoraLayer
+
+        for name, layer in list(self.model.named_modules()):
+            if isinstance(layer, LoraLayer):
+                layer.merge()
+                above, _, own = name.rpartition(".")
+                setattr(self.model.get_submodule(above), own, layer.get_base_layer())
+        self.adapted = False
+        return self.model
+
     def trained(self) -> dict[str, nn.Parameter]:
         """What is trained, by name."""
         return {name: value for name, value in self.model.named_parameters() if value.requires_grad}

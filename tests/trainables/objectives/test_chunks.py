@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
@@ -74,6 +74,7 @@ def test_two_micro_batches_add_up_to_the_batch() -> None:
         torch.testing.assert_close(found, right, rtol=1e-4, atol=1e-7)
 
 
+@settings(deadline=None)
 @given(rows=st.integers(1, 40), at_once=st.integers(1, 50), classes=st.integers(2, 60), seed=st.integers(0, 99))
 def test_whatever_the_parts_the_gradient_is_that_in_float64(rows: int, at_once: int, classes: int, seed: int) -> None:
     features, head, teacher, target = batch(rows, 3, classes, seed)
