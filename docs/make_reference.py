@@ -12,6 +12,9 @@ from search_spaces import pairs, shipped
 from search_spaces.spaces import written
 from study.printing import plain
 from trainables import data, models, objectives, protocol
+from trainables.objectives.method import TASKS
+from trainables.text import corpora
+from trainables.text import models as text_models
 
 REFERENCE = Path(__file__).parent / "reference.md"
 
@@ -77,7 +80,9 @@ def _models() -> str:
                 entry.source,
             ]
         )
-    return _table(["model", "input", "smallest", "classes", "parameters", "MMACs", "what it is", "source"], rows)
+    images = _table(["model", "input", "smallest", "classes", "parameters", "MMACs", "what it is", "source"], rows)
+    named = ", ".join(f"`{name}`" for name in text_models.names())
+    return f"{images}\n\nFor text: {named}, and `hf:NAME` for a folder of yours ([guide](text.md))."
 
 
 def _datasets() -> str:
@@ -88,14 +93,23 @@ def _datasets() -> str:
         rows.append(
             [f"`{entry.name}`", str(entry.num_classes or "as found"), sizes, shape, entry.summary, entry.source]
         )
-    return _table(["data set", "classes", "images (train + test)", "shape", "what it is", "files"], rows)
+    images = _table(["data set", "classes", "images (train + test)", "shape", "what it is", "files"], rows)
+    entries = map(corpora.CORPORA.get, corpora.names())
+    of_text = [[f"`{one.name}`", "trains" if one.train else "evaluates", one.summary, one.source] for one in entries]
+    return f"{images}\n\nOf text ([guide](text.md)):\n\n{_table(['data set', 'for', 'what it is', 'files'], of_text)}"
 
 
 def _protocols() -> str:
     names = protocol.names()
     identities = {name: protocol.resolve(name).identity() for name in names}
-    rows = [[field, *(plain(identities[name][field]) for name in names)] for field in identities[names[0]]]
-    return _table(["field", *(f"`{name}`" for name in names)], rows)
+    tables = []
+    for task in TASKS:
+        own = [name for name in names if protocol.PROTOCOLS[name].task == task]
+        # A template of several lines is shown in the guide.
+        fields = [field for field in identities[own[0]] if field != "template"]
+        rows = [[field, *(plain(identities[name][field]) for name in own)] for field in fields]
+        tables.append(f"Of {task}:\n\n{_table(['field', *(f'`{name}`' for name in own)], rows)}")
+    return "\n\n".join(tables)
 
 
 def _pairs() -> str:

@@ -6,12 +6,16 @@ import pytest
 
 from search_spaces import pairs
 from trainables import models, objectives
+from trainables.text import models as text_models
 
 
 @pytest.mark.parametrize("name", list(pairs.PAIRS))
 def test_a_named_pair_has_registered_models_that_see_the_same_images(name: str) -> None:
     pair = pairs.get(name)
     assert pair.name == name
+    if text_models.parse(pair.teacher):
+        assert text_models.parse(pair.student)
+        return
     assert models.get(pair.teacher).input_shape == models.get(pair.student).input_shape
 
 

@@ -88,10 +88,13 @@ def test_what_cannot_be_is_refused_in_one_line(
 def test_a_folder_without_weights_and_an_empty_evaluation_set_are_refused(
     kdstudy: Command, spec: Path, home: Path, tmp_path: Path
 ) -> None:
+    own = tmp_path / "corpus" / "test.jsonl"
+    before = own.read_text()
+    write_lines(own, [{"instruction": "x", "output": ""}])
+    refused(kdstudy("run", spec), "its evaluation set is empty")
+    own.write_text(before)
     (home / "models" / "toy" / "model.safetensors").unlink()
     refused(kdstudy("run", spec), "has no weights")
-    write_lines(tmp_path / "corpus" / "test.jsonl", [{"instruction": "x", "output": ""}])
-    refused(kdstudy("run", spec), "its evaluation set is empty")
 
 
 def test_images_and_text_are_two_studies(kdstudy: Command, spec: Path) -> None:

@@ -149,6 +149,8 @@ def no_distillation(
 
 FORMULAS: dict[str, Callable[..., Expected]] = {
     "ce": no_distillation,
+    "sft": no_distillation,
+    "seqkd": no_distillation,
     "label_smoothing": no_distillation,
     "tf_kd": tf_kd,
     "kd": from_teacher(lambda v, p, y, wrong: p),
