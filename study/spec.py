@@ -120,7 +120,9 @@ class TeacherSpec(_Part):
         "seen", description="what the teacher saw of the students' images: all, none, or none of those it answers"
     )
     checkpoint: str | None = Field(
-        None, description="name or hash in `kdstudy teacher list`; none: it is trained first"
+        None,
+        description="name or hash in `kdstudy teacher list`; none: it is trained first; of text also `pretrained`: as "
+        "its folder has it",
     )
     fraction: float = Field(
         0.5,

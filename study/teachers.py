@@ -15,15 +15,18 @@ from study.errors import RequestError
 from study.home import Home
 from study.plan import FINAL, TEACHER, PairPlan, Plan, digest, resolve_teacher
 from study.store import DONE, RunRow, Store
-from trainables import measures, splits, teachers
+from trainables import engine, measures, splits, teachers
 from trainables.data import DataError
 from trainables.teachers import Teacher, TeacherRecord
 from trainables.text import measures as text_measures
+from trainables.text import models as text_models
 from trainables.text.corpora import TextDataset
-from trainables.text.teacher import TextTeacher
+from trainables.text.teacher import TextTeacher, untouched
 
 # Enough views for a ratio to within a percentage point, and seconds even for a large teacher on a CPU.
 RATIO_VIEWS = 4_000
+PRETRAINED = "pretrained"
+"""What `teacher.checkpoint` says of text for a model that is to teach as its folder has it."""
 # As many tokens, about.
 RATIO_EXAMPLES = 64
 
@@ -36,11 +39,44 @@ def find(plan: Plan) -> dict[str, Teacher]:
     """
     found = {}
     for name, pair in plan.pairs.items():
-        teacher = resolve_teacher(plan.home, pair)
+        if pair.task == "text" and pair.teacher.checkpoint == PRETRAINED:
+            teacher: Teacher | None = _pretrained(plan, pair)
+        else:
+            teacher = resolve_teacher(plan.home, pair)
         if teacher is not None:
             found[name] = teacher
             plan.teacher_hashes[name] = teacher.record.hash
     return found
+
+
+def _pretrained(plan: Plan, pair: PairPlan) -> Teacher:
+    """A model as its folder has it, measured once on the pair's evaluation sets and kept in the home by a name."""
+    assert isinstance(pair.dataset, TextDataset)
+    model, dataset = pair.pair.teacher, pair.dataset
+    base = text_models.base_hash(model, dataset.models)
+    measured = digest([base, dataset.hash, list(dataset.tests), pair.data.test_limit, pair.teacher_protocol.identity()])
+    name = f"{pair.data.name}-{model}-{PRETRAINED}-{measured[:8]}"
+    existing = _existing(plan.home, name)
+    if existing is not None:
+        return existing
+    state = untouched(base)
+    run = engine.RunSpec(model, "ce", {}, pair.teacher_protocol, seed=0)
+    train = pair.split(FINAL).train
+    trainer = engine.Trainer(run, dataset, train, train[:0], None, True, test_indices=pair.test_indices())
+    summary = engine.summary([trainer.lessons.measure(pair.teacher_protocol.epochs)])
+    record = teachers.unmeasured_record(model, dataset, state, trained_on="unknown", origin="as its folder has it")
+    record = replace(
+        record,
+        name=name,
+        num_classes=pair.num_classes,
+        test_top1=summary["test_top1_last"],
+        test_top5=summary["test_top5_last"],
+        task="text",
+        rouge_l=_rouge_by_set(pair.data.name, summary),
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+    )
+    teachers.save(plan.home.root, record, state)
+    return TextTeacher(record, lambda: state)
 
 
 def adopt(plan: Plan, store: Store, pair_name: str) -> Teacher | None:

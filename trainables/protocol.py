@@ -194,14 +194,15 @@ PROTOCOLS: dict[str, Protocol] = {
         dataclasses.replace(
             _DOLLY_10,
             base="dolly-quick",
-            epochs=2,
+            epochs=3,
             batch_size=4,
             lr=3e-3,
             max_tokens=160,
             max_response=32,
             decoding="sample",
-            decoding_seeds=3,
+            decoding_seeds=2,
             top_p=0.9,
+            score_every=3,
         ),
         # A whole study in minutes: about a thousand 8x8 images on one thread of a CPU. Digits are not flipped.
         dataclasses.replace(

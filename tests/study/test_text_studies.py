@@ -9,13 +9,20 @@ from typing import Any
 
 import pandas as pd
 import pytest
+import torch
 import yaml
 
 import analysis
+from study import teachers
+from study.home import open_home
+from study.plan import Plan
+from study.spec import load_spec
 from study.store import DONE, Store
 from tests.study.given import Answer, Command
 from tests.study.test_service import commands
 from tests.toy_text import write_corpus, write_lines, write_model
+from trainables.text import models
+from trainables.text.teacher import TextTeacher
 
 SPEC: dict[str, Any] = {
     "name": "words",
@@ -158,7 +165,23 @@ def test_a_whole_study_of_text_its_report_and_a_second_that_asks_no_teacher(tmp_
 
     exported = kdstudy("export", "words", "-o", str(tmp_path / "student")).stdout
     assert "ROUGE-L" in exported
-    from trainables.text import models
-
     shutil.copytree(tmp_path / "student", home / "models" / "student")
     assert models.locate("hf:student", home / "models").gguf is None
+
+
+def test_a_model_may_teach_as_its_folder_has_it(spec: Path, home: Path) -> None:
+    plan = Plan(load_spec(spec, ["teacher.checkpoint=pretrained", "data.test_limit=3"]), open_home())
+    (teacher,) = teachers.find(plan).values()
+    assert teacher.record.rouge_l is not None
+    assert set(teacher.record.rouge_l) == {"instructions", "self_inst"}
+    assert not plan.spec.trains_teacher_of(plan.spec.pairs[0])
+    # It is measured once, and is the folder's model.
+    (again,) = teachers.find(plan).values()
+    assert (again.record.hash, again.record.created) == (teacher.record.hash, teacher.record.created)
+    ratio, ratio_on = teachers.measure_ratio(plan, "instructions/hf:toy-hf:toy_every2", again)
+    assert 0 < ratio <= 1
+    assert "response tokens of 24" in ratio_on
+    assert isinstance(again, TextTeacher)
+    network = again.network(plan.home.models, plan.home.data, torch.device("cpu"))
+    whole = models.build("hf:toy", plan.home.models, plan.home.data)
+    assert all(torch.equal(a, b) for a, b in zip(network.model.parameters(), whole.parameters(), strict=True))

@@ -23,6 +23,11 @@ def stamped(network: Network, base: str) -> dict[str, Tensor]:
     return {BASE: torch.tensor(list(bytes.fromhex(base)), dtype=torch.uint8), **found}
 
 
+def untouched(base: str) -> dict[str, Tensor]:
+    """The state of a model that is what its files say and no more."""
+    return {BASE: torch.tensor(list(bytes.fromhex(base)), dtype=torch.uint8)}
+
+
 def put_back(network: Network, state: dict[str, Tensor], base: str, where: str) -> None:
     """Load what `stamped` gave into a network of the same name.
 
@@ -32,6 +37,8 @@ def put_back(network: Network, state: dict[str, Tensor], base: str, where: str) 
     if bytes(state[BASE].tolist()).hex() != base:
         raise CheckpointError(f"{where}: made from other model files than those here; their hash is not {base[:16]}")
     given = {name: value for name, value in state.items() if name != BASE}
+    if not given:
+        return  # as it was
     own: dict[str, Tensor] = dict(network.trained()) if network.adapted else network.model.state_dict()
     if given.keys() != own.keys() or any(given[name].shape != own[name].shape for name in own):
         raise CheckpointError(f"{where}: not the weights of this model, or of adapters of another rank")

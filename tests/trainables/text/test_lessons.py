@@ -21,7 +21,15 @@ from trainables.text.store import TextStore
 from trainables.text.teacher import TextTeacher
 
 BASE = protocol.resolve(
-    "dolly-quick", epochs=2, batch_size=8, lr=5e-3, max_tokens=120, max_response=6, template="{instruction}: {input}\n"
+    "dolly-quick",
+    epochs=2,
+    batch_size=8,
+    lr=5e-3,
+    max_tokens=120,
+    max_response=6,
+    template="{instruction}: {input}\n",
+    decoding="greedy",
+    score_every=1,
 )
 TRAIN, VALIDATION, TEST = torch.arange(24), torch.arange(30, 36), torch.arange(4)
 METHODS = [name for name in objectives.names() if "text" in objectives.get(name).tasks]
