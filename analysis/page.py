@@ -32,7 +32,7 @@ from analysis.frames import (
 from analysis.paper_tables import paper_tables
 from analysis.papers import not_comparable, published_curve
 from analysis.points import CONFIRM, Point, pairs, points, result_stage
-from analysis.responses import by_set, case_table, cases, compared_table
+from analysis.responses import by_set, case_table, cases, compared_table, data_table
 from analysis.scores import TOP1, Score, score_of
 from analysis.statistics import Difference
 from analysis.tables import Table
@@ -56,6 +56,7 @@ class PairPart:
     by_set: Drawing | None
     responses: Table | None
     cases: Table | None
+    text_data: Table | None
     confirmed: Table | None
     resolution: Table | None
     printed: str
@@ -121,6 +122,7 @@ class StudyPart:
             *(pair.confirmed for pair in self.pairs),
             *(pair.responses for pair in self.pairs),
             *(pair.cases for pair in self.pairs),
+            *(pair.text_data for pair in self.pairs),
             *(pair.resolution for pair in self.pairs),
             self.search_table,
             self.lost,
@@ -416,7 +418,7 @@ def _of_responses(
 ) -> dict[str, Any]:
     """What a pair's part shows of responses; nothing where the pair has images."""
     if own[0].score is TOP1:
-        return dict.fromkeys(("by_set", "responses", "cases"))
+        return dict.fromkeys(("by_set", "responses", "cases", "text_data"))
     sets = list(study["data"]["evaluated"])
     scored = by_set(own, runs, sets)
     teacher: Mapping[str, float] = next(
@@ -425,6 +427,7 @@ def _of_responses(
     return {
         "by_set": figures.rouge_by_set(scored, teacher, names(prefix, "rouge-by-set", suffix)),
         "responses": compared_table(scored, names(prefix, "rouge", suffix)),
+        "text_data": data_table(study["data"], names(prefix, "paper-table-5", suffix)),
         "cases": case_table(cases(own, generations, sets[0]), names(prefix, "cases", suffix)),
     }
 

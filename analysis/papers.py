@@ -47,6 +47,13 @@ def load_published() -> pd.DataFrame:
     return frame
 
 
+@cache
+def text_data() -> pd.DataFrame:
+    """The paper's Table 5: dataset, usage (train, valid, test) and samples of its data of instructions."""
+    file = files("analysis").joinpath("published", "table5_text_data.csv")
+    return pd.read_csv(StringIO(file.read_text(encoding="utf-8")))
+
+
 def not_comparable(study: Mapping[str, Any], dataset: str) -> list[str]:
     """Why a study's accuracies may not stand beside published ones; empty where they may.
 

@@ -11,9 +11,10 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
+from analysis.papers import text_data
 from analysis.points import Point
 from analysis.statistics import Estimate, estimate, holm
-from analysis.tables import Column, Table, fixed, mean_sd, p_value, signed
+from analysis.tables import NOTHING, Column, Table, fixed, mean_sd, p_value, signed
 
 TEACHER = "teacher"
 SHOWN_CHARACTERS = 400
@@ -181,6 +182,38 @@ def compared_table(scored: Sequence[OnSet], name: str) -> Table | None:
         "initial weights and order; in the last it is corrected by Holm's method for all comparisons of a set."
     ]
     return Table(name, "ROUGE-L by evaluation set", columns, found, notes)
+
+
+def data_table(data: Mapping[str, Any], name: str) -> Table:
+    """The data of a study beside those of the paper's Table 5.
+
+    Args:
+        data: the `data` of a pair's record.
+        name: file name without ending.
+    """
+    own = [(data["name"], "train", data["train_images"]), (data["name"], "valid", data["validation_images"])]
+    own += [(of, "test", count) for of, count in data["evaluated"].items()]
+    printed: dict[tuple[str, str], int] = {
+        (str(each["dataset"]), str(each["usage"])): int(each["samples"]) for each in text_data().to_dict("records")
+    }
+    here = {(of, usage): count for of, usage, count in own}
+    rows: list[tuple[str, str, int | None, int | None]] = [
+        (*of, here.get(of), printed.get(of)) for of in dict.fromkeys([*here, *printed])
+    ]
+    rows += [
+        (of, usage, None, count) for (of, usage), count in printed.items() if (of, usage) not in {r[:2] for r in rows}
+    ]
+    columns = [
+        _column("set", "set", lambda row: row[0]),
+        _column("usage", "usage", lambda row: row[1]),
+        _value("samples", "examples here", lambda row: row[2], lambda row: _count(row[2])),
+        _value("published", "LoCa, Table 5", lambda row: row[3], lambda row: _count(row[3])),
+    ]
+    return Table(name, "Data, beside the paper's Table 5", columns, rows)
+
+
+def _count(number: int | None) -> str:
+    return NOTHING if number is None else f"{number:,}"
 
 
 def case_table(found: Sequence[Case], name: str) -> Table | None:

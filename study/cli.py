@@ -765,7 +765,7 @@ def logits_list() -> None:
     from trainables.logits import stored
 
     home = open_home(create=False)
-    printing.print_logits(stored(home.logits), logits.teacher_names(home))
+    printing.print_logits(stored(home.logits), logits.text_stored(home.logits), logits.teacher_names(home))
 
 
 @logits_app.command("drop")
@@ -781,12 +781,20 @@ def logits_drop(
     home = open_home(create=False)
     if bool(which) == every:
         raise RequestError("logits drop: name a teacher or an id of `kdstudy logits list`, or give --all")
-    found = stored(home.logits) if every else [one for name in which or () for one in logits.find(home, name)]
+    of_text = logits.text_stored(home.logits) if every else []
+    found = stored(home.logits) if every else []
+    for name in which or ():
+        mine = logits.find_text(home, name)
+        of_text += mine
+        found += [] if mine else logits.find(home, name)
     unique = {one.folder: one for one in found}
     for one in unique.values():
         drop(one)
-    freed = sum(one.bytes for one in unique.values())
-    out.print(f"Dropped {len(unique)}: {freed / 1e6:,.1f} MB are free again.")
+    unique_text = {one.id: one for one in of_text}
+    for kept in unique_text.values():
+        kept.drop()
+    freed = sum(one.bytes for one in unique.values()) + sum(kept.bytes for kept in unique_text.values())
+    out.print(f"Dropped {len(unique) + len(unique_text)}: {freed / 1e6:,.1f} MB are free again.")
 
 
 # Registries

@@ -21,6 +21,8 @@ from study.store import Store
 from trainables import objectives
 from trainables.logits import Key, Stored, stored
 from trainables.teachers import list_records, load
+from trainables.text.store import Stored as TextStored
+from trainables.text.store import stored as text_stored
 
 _CAP = "KDSTUDY_LOGITS_MAX_GB"
 _DEFAULT_CAP = 200.0
@@ -154,8 +156,19 @@ def find(home: Home, reference: str) -> list[Stored]:
     if not found and len(reference) >= 4:
         found = [one for one in every if one.key.teacher.startswith(reference) or one.folder.name.startswith(reference)]
     if not found:
-        known = ", ".join(sorted({names.get(one.key.teacher, one.key.teacher[:16]) for one in every})) or "none"
+        hashes = {one.key.teacher for one in every} | {one.teacher for one in text_stored(home.logits)}
+        known = ", ".join(sorted({names.get(each, each[:16]) for each in hashes})) or "none"
         raise RequestError(f"logits: nothing is stored for {reference!r}; stored: {known}")
+    return found
+
+
+def find_text(home: Home, reference: str) -> list[TextStored]:
+    """What is kept of a teacher of text (its name or hash), or what has this id; cut to four characters at least."""
+    names = teacher_names(home)
+    every = text_stored(home.logits)
+    found = [one for one in every if names.get(one.teacher) == reference]
+    if not found and len(reference) >= 4:
+        found = [one for one in every if one.teacher.startswith(reference) or one.id.startswith(reference)]
     return found
 
 

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from study.store import DriverRow, RunRow
     from trainables.logits import Stored
     from trainables.teachers import TeacherRecord
+    from trainables.text.store import Stored as TextStored
 
 _LOG_LINES = 8
 
@@ -162,7 +163,16 @@ def _worth(record: TeacherRecord) -> str:
     return f"{record.test_top1:.2f}" + (f" ({record.folds} folds)" if record.folds else "")
 
 
-def print_logits(found: list[Stored], names: dict[str, str]) -> None:
+def print_logits(found: list[Stored], of_text: list[TextStored], names: dict[str, str]) -> None:
+    """What is stored of teachers, of images and of text."""
+    if of_text:
+        table = table_of("id", "teacher", "kept", ">examples", ">MB")
+        for kept in of_text:
+            name = names.get(kept.teacher, kept.teacher[:8])
+            table.add_row(kept.id, name, kept.what, f"{kept.examples:,}", f"{kept.bytes / 1e6:,.1f}")
+        out.print(table)
+        if not found:
+            return
     if not found:
         out.print("No logits are stored; a study's runs store them as they go, `kdstudy logits build` ahead of them.")
         return

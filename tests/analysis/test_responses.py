@@ -12,7 +12,7 @@ from scipy import stats
 
 from analysis.figures import rouge_by_set
 from analysis.points import Point
-from analysis.responses import OnSet, by_set, case_table, cases, compared_table, comparisons
+from analysis.responses import OnSet, by_set, case_table, cases, compared_table, comparisons, data_table
 from analysis.scores import ROUGE_L, TOP1, is_score, score_of
 from analysis.statistics import estimate
 
@@ -173,3 +173,12 @@ def test_a_study_says_what_it_is_valued_by() -> None:
     told = ["test_rouge_l_last", "test_rouge_l.s_ni_last", "val_rouge_l_best", "test_loss_last"]
     assert all(map(is_score, told))
     assert not any(map(is_score, ["test_rouge_l", "test_top1_last", "hp.alpha", "train_loss"]))
+
+
+def test_the_data_stand_beside_the_papers() -> None:
+    data = {"name": "dolly", "train_images": 240, "validation_images": 0, "evaluated": {"dolly": 40, "self_inst": 40}}
+    rows = data_table(data, "data").cells()
+    assert ["dolly", "train", "240", "14,000"] in rows
+    assert ["self_inst", "test", "40", "—"] in [[cell.replace("–", "—") for cell in row] for row in rows]
+    assert ["s_ni", "test", rows[3][2], "1,694"] in rows or any(row[0] == "s_ni" and row[3] == "1,694" for row in rows)
+    assert sum(row[0] == "unni" for row in rows) == 1

@@ -27,6 +27,9 @@ from trainables.files import write_atomic
 
 VERSION = 1  # raised when what is kept, or how, changes
 
+KEY = "answers.json"
+"""The file that says what a folder's logits are of."""
+
 log = logging.getLogger("kdstudy.logits")
 
 
@@ -122,6 +125,8 @@ class AnswerStore:
         buffer = io.BytesIO()
         np.savez(buffer, **{name: value.cpu().numpy() for name, value in kept._asdict().items()})
         try:
+            if not (self._folder / KEY).is_file():
+                write_atomic(self._folder / KEY, json.dumps(asdict(self.key)).encode())
             write_atomic(self._folder / f"{index:07d}.npz", buffer.getvalue())
         except OSError as error:
             self._full = True

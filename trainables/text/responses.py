@@ -11,6 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from trainables.files import write_atomic
+
 VERSION = 1  # raised when what is kept, or how, changes
 
 
@@ -44,6 +46,7 @@ class Responses:
             with self._alone():
                 found = self._read()
                 missing = [index for index in indices if index not in found]
+                write_atomic(self.file.with_suffix(".json"), self._decides.encode())
                 with self.file.open("a", encoding="utf-8") as stream:
                     for index, tokens in generate(missing) if missing else ():
                         line = json.dumps({"index": index, "tokens": tokens, "check": _check(index, tokens)})

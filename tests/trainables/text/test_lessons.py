@@ -17,7 +17,7 @@ from trainables.engine import RunSpec, Trainer, summary
 from trainables.protocol import Protocol
 from trainables.text.corpora import TextDataset
 from trainables.text.lessons import GENERATIONS, TextLessons
-from trainables.text.store import TextStore
+from trainables.text.store import TextStore, stored
 from trainables.text.teacher import TextTeacher
 
 BASE = protocol.resolve(
@@ -183,6 +183,15 @@ def test_kept_answers_are_the_teachers_where_all_are_kept_and_are_asked_for_once
     again = trainer(dataset, "kd", seed=1, teacher=teacher, store=store)
     assert again.train_epoch()["lost_teacher_mass"] == pytest.approx(0, abs=1e-6)
 
+    # What is kept can be listed and dropped.
+    found = {one.what: one for one in stored(tmp_path)}
+    assert set(found) == {"10000 logits a token, float32", "4 logits a token, float16"}
+    whole, part = found.values()
+    assert all((one.teacher, one.examples) == (teacher.record.hash, 24) for one in (whole, part))
+    assert found["4 logits a token, float16"].bytes < found["10000 logits a token, float32"].bytes
+    whole.drop()
+    assert len(stored(tmp_path)) == 1
+
 
 def test_seqkd_learns_the_teachers_responses_which_a_second_run_finds(
     dataset: TextDataset, teacher: TextTeacher, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -191,6 +200,8 @@ def test_seqkd_learns_the_teachers_responses_which_a_second_run_finds(
     first = trainer(dataset, "seqkd", teacher=teacher, store=store)
     metrics = first.train_epoch()
     (file,) = tmp_path.glob("responses-*.jsonl")
+    (kept,) = stored(tmp_path)
+    assert (kept.what, kept.examples, kept.teacher) == ("responses", 24, teacher.record.hash)
     rows = [json.loads(line) for line in file.read_text().splitlines()]
     assert sorted(row["index"] for row in rows) == TRAIN.tolist()
     assert metrics["tokens"] == sum(len(row["tokens"]) for row in rows)
