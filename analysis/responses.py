@@ -200,9 +200,6 @@ def data_table(data: Mapping[str, Any], name: str) -> Table:
     rows: list[tuple[str, str, int | None, int | None]] = [
         (*of, here.get(of), printed.get(of)) for of in dict.fromkeys([*here, *printed])
     ]
-    rows += [
-        (of, usage, None, count) for (of, usage), count in printed.items() if (of, usage) not in {r[:2] for r in rows}
-    ]
     columns = [
         _column("set", "set", lambda row: row[0]),
         _column("usage", "usage", lambda row: row[1]),
