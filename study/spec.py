@@ -359,6 +359,11 @@ class Spec(_Part):
                 raise ValueError(f"methods.{name}: it is not for {task}, which {data.name} has")
         if task == "text" and teacher.regime == "cross_fitted":
             raise ValueError(f"{where}: teacher.regime: cross_fitted is for images; use seen or held_out")
+        if task == "text" and self.search.pruner != "none" and protocol.score_every != 1:
+            raise ValueError(
+                f"{where}: protocol.score_every: {protocol.score_every} leaves the pruner epochs without a score; with "
+                "a pruner it must be 1"
+            )
         if task == "images" and teacher.top_k is not None:
             raise ValueError(f"{where}: teacher.top_k: it is for text; of images all logits are kept")
 

@@ -13,7 +13,7 @@ import torch
 import yaml
 
 import analysis
-from study import teachers
+from study import sharing, teachers
 from study.home import open_home
 from study.plan import Plan
 from study.spec import load_spec
@@ -21,6 +21,7 @@ from study.store import DONE, Store
 from tests.study.given import Answer, Command
 from tests.study.test_service import commands
 from tests.toy_text import write_corpus, write_lines, write_model
+from trainables import memory
 from trainables.text import models
 from trainables.text.teacher import TextTeacher
 
@@ -79,6 +80,7 @@ def refused(answer: Answer, says: str) -> None:
         ("protocol.max_response=200", "max_response: must be below max_tokens"),
         ("protocol.pad=4", "protocol: pad: dolly-quick is a protocol of text, which has no such field"),
         ("protocol.decoding=beam", "protocol: decoding: "),
+        ("search={pruner: successive_halving}", "score_every: 3 leaves the pruner epochs without a score"),
         ("pairs=[hf:toy-hf:other]", "there is no folder"),
         ("pairs=[hf:toy-hf:foreign]", "different tokenizers"),
         ("data.root=nowhere", "there is no folder"),
@@ -185,3 +187,9 @@ def test_a_model_may_teach_as_its_folder_has_it(spec: Path, home: Path) -> None:
     network = again.network(plan.home.models, plan.home.data, torch.device("cpu"))
     whole = models.build("hf:toy", plan.home.models, plan.home.data)
     assert all(torch.equal(a, b) for a, b in zip(network.model.parameters(), whole.parameters(), strict=True))
+
+
+def test_the_memory_of_a_run_can_be_rehearsed(spec: Path) -> None:
+    plan = Plan(load_spec(spec), open_home())
+    for request in sharing.requests(plan):
+        memory.rehearse(request | {"device": "cpu"})

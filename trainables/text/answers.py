@@ -4,7 +4,7 @@ A response's tokens are always the same, and so is what a teacher says to them, 
 token is 0.2 MB. Kept are the k largest logits, that of the right token, and the logsumexp of all others, whose mass is
 spread evenly over them when they are read: at temperature 1 every kept probability is exact, and so is whether the
 teacher is mis-instructed and by how much. With k = C nothing is lost. What is lost otherwise is measured when it is
-kept: the total-variation distance between the teacher's distribution and what is read, at the study's temperature.
+kept: the total-variation distance between the teacher's distribution and what is read, at each of some temperatures.
 """
 
 from __future__ import annotations
@@ -30,6 +30,9 @@ VERSION = 1  # raised when what is kept, or how, changes
 KEY = "answers.json"
 """The file that says what a folder's logits are of."""
 
+LOST_AT = (1.0, 2.0, 4.0, 8.0)
+"""The temperatures at which what is lost is measured: the higher, the more the tail counts."""
+
 log = logging.getLogger("kdstudy.logits")
 
 
@@ -37,7 +40,7 @@ class Kept(NamedTuple):
     """The teacher's logits on an example's n counted tokens.
 
     classes: (n, k) int32, the k likeliest. logits: (n, k), theirs. label: (n,), the right token's. rest: (n,), the
-    logsumexp of those that are neither; -inf where there are none. lost: (n,), see the module's docstring.
+    logsumexp of those that are neither; -inf where there are none. lost: (n, 4), at the temperatures LOST_AT.
     """
 
     classes: Tensor
@@ -47,14 +50,13 @@ class Kept(NamedTuple):
     lost: Tensor
 
 
-def keep_largest(logits: Tensor, target: Tensor, k: int, tau: float, dtype: torch.dtype = torch.float32) -> Kept:
+def keep_largest(logits: Tensor, target: Tensor, k: int, dtype: torch.dtype = torch.float32) -> Kept:
     """What is kept of logits.
 
     Args:
         logits: (n, C).
         target: (n,) int64.
         k: at most C.
-        tau: at which the loss is measured.
         dtype: of what is kept. Logits are known but for a constant: the largest is made 0, where halves are finest.
     """
     z = logits.float()
@@ -64,8 +66,14 @@ def keep_largest(logits: Tensor, target: Tensor, k: int, tau: float, dtype: torc
     others = z.scatter(-1, classes, -math.inf).scatter(-1, target.unsqueeze(-1), -math.inf)
     kept = Kept(classes.int(), largest.to(dtype), label.to(dtype), others.logsumexp(-1), torch.zeros(len(z)))
     read = dense(kept, target, z.shape[-1])
-    lost = ((z / tau).softmax(-1) - (read / tau).softmax(-1)).abs().sum(-1) / 2
-    return kept._replace(lost=lost)
+    lost = [((z / tau).softmax(-1) - (read / tau).softmax(-1)).abs().sum(-1) / 2 for tau in LOST_AT]
+    return kept._replace(lost=torch.stack(lost, -1))
+
+
+def lost_at(kept: Kept, tau: float) -> Tensor:
+    """(n,) what is lost at the least of LOST_AT that is not below tau, or at the last of them."""
+    place = next((index for index, each in enumerate(LOST_AT) if each >= tau), len(LOST_AT) - 1)
+    return kept.lost[:, place]
 
 
 def dense(kept: Kept, target: Tensor, num_classes: int) -> Tensor:
@@ -82,14 +90,14 @@ def dense(kept: Kept, target: Tensor, num_classes: int) -> Tensor:
 
 @dataclass(frozen=True)
 class AnswerKey:
-    """What decides the kept logits of an example: teacher, data, tokens, k, temperature (of what is lost) and type."""
+    """What decides the kept logits of an example: teacher and its arithmetic, data, tokens, k, and type."""
 
     teacher: str
     data: str
     tokens: str
     top_k: int
-    tau: float
     dtype: str
+    precision: str
     device: str
 
     @property

@@ -27,7 +27,7 @@ from trainables.protocol import Protocol
 from trainables.splits import stratified
 from trainables.streams import drawing_from, generator
 from trainables.text import models
-from trainables.text.answers import AnswerKey, AnswerStore, Kept, dense, keep_largest
+from trainables.text.answers import AnswerKey, AnswerStore, Kept, dense, keep_largest, lost_at
 from trainables.text.corpora import Example, TextDataset
 from trainables.text.encoding import Batch, Encoded, Encoder, collate
 from trainables.text.network import Network
@@ -82,6 +82,7 @@ class TextLessons:
             self._measured["val"] = [dataset.train[index] for index in validation.tolist()]
         if evaluate_test:
             self._measured |= _tests(dataset, test_indices)
+        self._tokens: dict[int, Encoded | None] = {}
         self._train = [index for index in train.tolist() if self._encoded(index) is not None]
         self._left_out = len(train) - len(self._train)
         if not self._train:
@@ -90,7 +91,7 @@ class TextLessons:
                 f"{len(train):,} responses a token, since the prompts take all; raise it"
             )
         if self._left_out:
-            gone = next(index for index in train.tolist() if self._encoded(index) is None)
+            gone = next(index for index, tokens in self._tokens.items() if tokens is None)
             log.warning(
                 "%d of %d responses are cut to nothing by protocol.max_tokens; the first is of example %d: %.60s",
                 *(self._left_out, len(train), gone, dataset.train[gone].instruction),
@@ -192,7 +193,7 @@ class TextLessons:
                 )
             sums["tokens"] = torch.tensor(float(len(batch.target)))
             if isinstance(answers, _FromStore):
-                sums["lost_teacher_mass"] = answers.lost.sum()
+                sums["lost_teacher_mass"] = answers.lost(self._tau).sum()
             total = {name: value + total[name] if total else value for name, value in sums.items()}
         return total
 
@@ -201,8 +202,11 @@ class TextLessons:
         return collate(examples, self.encoder.tokenizer.pad_token_id, row).to(self._device)
 
     def _encoded(self, index: int) -> Encoded | None:
-        example = self._dataset.train[index]
-        return self.encoder.example(example) if example.outputs else None
+        """An example's tokens; they are made once, since each epoch asks for them."""
+        if index not in self._tokens:
+            example = self._dataset.train[index]
+            self._tokens[index] = self.encoder.example(example) if example.outputs else None
+        return self._tokens[index]
 
     def _lesson(self, index: int) -> Encoded:
         """What the student learns of an example: the given response, or the teacher's."""
@@ -240,6 +244,10 @@ class TextLessons:
         return answers
 
     @property
+    def _tau(self) -> float:
+        return float(self._run.parameters.get("tau", self._run.protocol.tau))
+
+    @property
     def _vocabulary(self) -> int:
         return models.vocabulary(self._run.student, self._dataset.models, self._dataset.cache)
 
@@ -252,8 +260,8 @@ class TextLessons:
             data=self._dataset.hash,
             tokens=f"{protocol.max_tokens} {protocol.template}",
             top_k=store.top_k,
-            tau=float(self._run.parameters.get("tau", protocol.tau)),
             dtype=store.dtype,
+            precision=protocol.precision,
             device=self._device.type,
         )
         return AnswerStore(store.root, key)
@@ -280,11 +288,11 @@ class TextLessons:
             batch = collate([example], self.encoder.tokenizer.pad_token_id).to(self._device)
             teacher, key = self._asked(), self._answers.key
             parts = []
-            with torch.no_grad():
+            with torch.no_grad(), self._autocast():
                 features = teacher.features(batch)
                 for some, target in zip(features.split(chunks.ROWS), batch.target.split(chunks.ROWS), strict=True):
                     dtype = torch.float16 if key.dtype == "float16" else torch.float32
-                    parts.append(keep_largest(teacher.project(some), target, key.top_k, key.tau, dtype))
+                    parts.append(keep_largest(teacher.project(some), target, key.top_k, dtype))
             kept = Kept(*(torch.cat(columns).cpu() for columns in zip(*parts, strict=True)))
             self._answers.write(index, kept)
         return Kept(*(column.to(self._device) for column in kept))
@@ -297,8 +305,9 @@ class TextLessons:
 
         def generate(missing: list[int]) -> Iterable[tuple[int, list[int]]]:
             examples = [self._dataset.train[index] for index in missing]
-            for place, tokens, _ in respond(self._asked(), self.encoder, examples, decoding, self._device, 0):
-                yield missing[place], tokens
+            with self._autocast():
+                for place, tokens, _ in respond(self._asked(), self.encoder, examples, decoding, self._device, 0):
+                    yield missing[place], tokens
 
         root = self._store.root if self._store is not None else self._dataset.cache
         decides = {
@@ -307,6 +316,7 @@ class TextLessons:
             "template": protocol.template,
             "max_tokens": protocol.max_tokens,
             "max_response": protocol.max_response,
+            "precision": protocol.precision,
             "device": self._device.type,
         }
         return Responses(root, decides).of(self._train, generate)
@@ -356,7 +366,9 @@ class TextLessons:
         seeds = range(1 if decoding.kind == "greedy" else decoding.seeds)
         total = 0.0
         for seed in seeds:
-            for index, _, text in respond(self.network, self.encoder, examples, decoding, self._device, seed):
+            with self._autocast():
+                said = list(respond(self.network, self.encoder, examples, decoding, self._device, seed))
+            for index, _, text in said:
                 score = self._scorer.score(examples[index].outputs, text)
                 total += score
                 if keep and name != "val":
@@ -385,7 +397,10 @@ class _FromStore:
     def __init__(self, kept: Sequence[Kept], target: Tensor, vocabulary: int) -> None:
         self._kept = Kept(*(torch.cat(columns) for columns in zip(*kept, strict=True)))
         self._target, self._vocabulary = target, vocabulary
-        self.lost = self._kept.lost
+
+    def lost(self, tau: float) -> Tensor:
+        """(n,) how far the read distributions are from the teacher's own at a temperature."""
+        return lost_at(self._kept, tau)
 
     def __call__(self, part: slice) -> Tensor:
         return dense(Kept(*(column[part] for column in self._kept)), self._target[part], self._vocabulary)
