@@ -11,6 +11,7 @@ demo: setup  ## train, sweep and report on real data: the shipped study `quickst
 	kdstudy run quickstart --report
 
 test: setup lint  ## lint, types, import arrows, and every test that this machine can run
+	-$(MAKE) --no-print-directory text-model  # where it cannot be had its test skips
 	pytest -q -n 2 -m "not slow"
 	pytest -q -m "slow and not full"
 
