@@ -303,7 +303,10 @@ def _overall(
         figures.margin_curves(apart, classes, names("gain-by-margin")),
         figures.gain_against_ratio(apart, names("gain-by-ratio")),
     )
-    return Overall([each for each in drawings if each is not None], paper_tables(found, studies, history))
+    # The papers' tables are of accuracies; of text they have a figure alone.
+    of_images = [each for each in found if each.score is TOP1]
+    tables_ = paper_tables(of_images, studies, history) if of_images else []
+    return Overall([each for each in drawings if each is not None], tables_)
 
 
 def _study_part(

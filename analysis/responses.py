@@ -137,7 +137,7 @@ def cases(found: Sequence[Point], generations: pd.DataFrame, own_set: str) -> li
     ordered = gain.dropna().sort_values(kind="stable")
     if ordered.empty:
         return []
-    places = {len(ordered) - 1: "gains most", len(ordered) // 2: "gains the median", 0: "loses most"}
+    places = {len(ordered) - 1: "gains most over", len(ordered) // 2: "gains the median over", 0: "loses most to"}
     shown = [*others, best]
     teacher_runs = mine.loc[mine["teacher_of"] == best.pair, "run_id"].drop_duplicates().tolist()
     result = []
@@ -149,7 +149,7 @@ def cases(found: Sequence[Point], generations: pd.DataFrame, own_set: str) -> li
         said += [_first_response(rows, each.label, list(each.run_ids)) for each in shown]
         result.append(
             Case(
-                f"{best.label} {word} over {base.label} ({value:+.1f})",
+                f"{best.label} {word} {base.label} ({signed(value, 1)})",
                 _cut(first["instruction"]),
                 _cut(first["input"]),
                 _cut(first["reference"]),

@@ -49,6 +49,7 @@ def alpha_curve(
     scale = AlphaScale(alphas)
     score = swept[0].score
     bound = num_classes / (num_classes - 1)
+    shown_bound = f"{bound:.5g}" if num_classes < 10_000 else f"{bound:.8g}"
     looks = looks_of([each.method for each in baselines])
     curves = _curves(swept)
     limits = _limits([*swept, *baselines], [each.value for _, each in printed])
@@ -72,7 +73,7 @@ def alpha_curve(
             axes.axvspan(edge, right, facecolor="#faf3e6", hatch="///", edgecolor="#e6d3ae", linewidth=0, zorder=0.1)
             axes.axvline(edge, color="#a57c2c", linewidth=1, zorder=0.2)
             axes.text(
-                edge, 0.02, f" beyond C/(C−1) = {bound:.5g}: may be capped", transform=axes.get_xaxis_transform(),
+                edge, 0.02, f" beyond C/(C−1) = {shown_bound}: may be capped", transform=axes.get_xaxis_transform(),
                 fontsize=7, color="#7a5a1e", rotation=90, ha="left", va="bottom", zorder=6, path_effects=halo(),
             )  # fmt: skip
         axes.axvline(0, color=INK, linewidth=1, linestyle=(0, (2, 2)), zorder=1.5)
@@ -97,7 +98,7 @@ def alpha_curve(
         axes.grid(axis="x", visible=False)
         top = axes.secondary_xaxis("top")
         top.set_xticks(positions, [signed((1 - alpha) * num_classes) for alpha in alphas])
-        top.set_xlabel(f"(1 − α) · C, with C = {num_classes}", color=MUTED)
+        top.set_xlabel(f"(1 − α) · C, with C = {num_classes:,}", color=MUTED)
         top.tick_params(labelcolor=MUTED)
         _thin_labels(axes, top, positions, left, right)
         if len(curves) > 1 or printed:
@@ -114,9 +115,11 @@ def alpha_curve(
         + "; lines and bands are the baselines' means and 95 % intervals, shown again with their seeds at the right. "
     )
     if max(alphas) < bound:
-        caption += f"Every α here lies below C/(C−1) = {bound:.5g}, where no view can leave the simplex."
+        caption += (
+            f"Every α here lies below C/(C−1) = {shown_bound}, where no {score.shown[:-1]} can leave the simplex."
+        )
     else:
-        caption += f"Beyond C/(C−1) = {bound:.5g} (shaded) {score.shown} may leave the simplex and are capped."
+        caption += f"Beyond C/(C−1) = {shown_bound} (shaded) {score.shown} may leave the simplex and are capped."
     best = max(swept, key=lambda each: each.last.mean)
     alt = (
         f"{score.called[0].upper()}{score.called[1:]} against alpha from {number(alphas[0])} to {number(alphas[-1])}; "

@@ -1,11 +1,12 @@
 """ROUGE-L by method and evaluation set: the paper's Figure 4."""
 
+import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 from matplotlib.figure import Figure
 
-from analysis.figures.style import INK, LOCA, LOOKS, MUTED, Drawing, render
+from analysis.figures.style import INK, LOCA, MUTED, Drawing, looks_of, render
 from analysis.responses import OnSet
 
 
@@ -28,13 +29,14 @@ def rouge_by_set(scored: Sequence[OnSet], teacher: Mapping[str, float], name: st
         if known is None or each.score.mean > known.score.mean:
             chosen[each.point.method] = each
     kept = [each.point for each in chosen.values()]
+    looks = looks_of([each.method for each in kept if math.isnan(each.alpha)])
     panels = {of: [each for point in kept for each in scored if each.point is point and each.name == of] for of in sets}
 
     def draw(figure: Figure) -> None:
         grid = figure.subplots(1, len(sets), squeeze=False, sharey=True)
         for axes, (of, own) in zip(grid.flat, panels.items(), strict=True):
             for place, each in enumerate(own):
-                colour = LOOKS.get(each.point.method, (LOCA, "-", "o"))[0]
+                colour = looks[each.point.method][0] if each.point.method in looks else LOCA
                 axes.bar(place, each.score.mean, color=colour, alpha=0.35, width=0.7)
                 if each.score.sd is not None:
                     axes.errorbar(place, each.score.mean, each.score.sd, color=INK, capsize=3, linewidth=1)

@@ -30,6 +30,8 @@ def learning_curves(found: Sequence[Point], history: pd.DataFrame, name: str) ->
     if not parts:
         return None
     measure = score.column(parts[0])
+    if mine.loc[mine[measure].notna(), "epoch"].nunique() == 1 < mine["epoch"].max():
+        return None  # scored after the last epoch alone: there is no curve
     if len(shown) > MAX_PANELS:
         baselines = [each for each in shown if math.isnan(each.alpha)]
         others = sorted((each for each in shown if not math.isnan(each.alpha)), key=lambda each: -each.last.mean)

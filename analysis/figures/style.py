@@ -118,7 +118,8 @@ def cycle(n: int) -> list[tuple[str, Any, str]]:
 
 
 def signed(value: float) -> str:
-    return f"{round(value, 6):.3g}".replace("-", "−")
+    text = f"{value:,.0f}" if abs(value) >= 1000 else f"{round(value, 6):.3g}"
+    return text.replace("-", "−")
 
 
 def jitter(n: int, width: float) -> np.ndarray:

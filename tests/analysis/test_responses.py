@@ -137,7 +137,7 @@ def test_cases_are_the_extremes_and_the_median_of_the_gain(found: list[Point], g
         "instruction 1",
     )
     assert "gains most over sft (+5.0)" in best.rule
-    assert "loses most over sft (-3.0)" in worst.rule
+    assert "loses most to sft (−3.0)" in worst.rule
     assert [who for who, _, _ in best.said] == ["teacher", "sft", "kd", "loca α 0.9"]
     assert best.said[1][1:] == ("sft says 0", 10.0)  # the first seed's, of this set
     shuffled = generations.sample(frac=1, random_state=0)
