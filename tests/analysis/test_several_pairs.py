@@ -146,6 +146,7 @@ def test_a_teacher_is_shown_with_how_many_images_it_saw_and_a_set_with_its_netwo
     assert [row[5] for row in cells] == ["73.20", "73.20 (2 networks: 72.00 to 74.40)", "73.20"]
 
 
+@pytest.mark.slow
 def test_many_pairs_are_answered_in_a_list_with_their_gains_beside_it(
     store: str, write: Write, made: SimpleNamespace, tmp_path: Path
 ) -> None:

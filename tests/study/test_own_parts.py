@@ -35,6 +35,7 @@ def kdstudy(folder: Path, *arguments: str, code: int = 0) -> str:
     return done.stdout + done.stderr
 
 
+@pytest.mark.slow
 def test_the_documented_spec_names_parts_of_the_users_own(folder: Path) -> None:
     assert "9 runs, ablation, on 3 seeds" in kdstudy(folder, "run", "mine.yaml", "--dry-run")
 

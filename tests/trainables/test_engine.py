@@ -508,6 +508,7 @@ def photograph_run(root, method="ce", bad_images="fail", workers=0, **over):
     return Trainer(run, dataset, torch.arange(28), torch.arange(28, 30), None, True, workers=workers)
 
 
+@pytest.mark.slow
 def test_a_run_on_images_of_several_sizes_resumes_bit_for_bit_with_other_workers(photographs, tmp_path):
     whole = photograph_run(photographs)
     history = finish(whole)
@@ -785,6 +786,7 @@ def test_a_summary_has_only_what_was_measured():
 # The package
 
 
+@pytest.mark.slow
 def test_a_run_trains_where_ray_optuna_mlflow_and_the_rest_of_the_service_cannot_be_imported():
     code = """
         import sys

@@ -303,6 +303,7 @@ def test_bad_images_are_left_out_of_their_batches_where_they_are_to_be_skipped(
 # Worker processes
 
 
+@pytest.mark.slow
 def test_pixels_are_the_same_for_any_number_of_workers_and_torchs_generator_is_left_alone(mixed):
     inline, spread = Pipeline(mixed, PARTS), Pipeline(mixed, PARTS, workers=2)
     before = torch.get_rng_state()
