@@ -283,7 +283,8 @@ def of_vocabulary(size: Tokens, device: str, quick: bool) -> Table:
         ("how", "milliseconds", "times the whole", "copies of the logits at the peak"),
         rows,
         "Limit: the head's three products, which are the same; 0 copies. To reach: 1.1x in time, one copy at most "
-        "where the parts are a small part of the tokens. The gradient of the head's weights is not counted, which every "
+        "where the parts are a small part of the tokens. The gradient of the head's weights is not counted, which "
+        "every "
         "way needs; in parts each one's is added to it, a second tensor of that size, which counts.",
     )
 
