@@ -75,6 +75,11 @@ class PairPlan:
         return tasks.of(self.dataset)
 
     @property
+    def items(self) -> str:
+        """What its data are called in messages."""
+        return "examples" if self.task == "text" else "images"
+
+    @property
     def score(self) -> str:
         """What students are valued by, as metrics are called: `top1` or `rouge_l`."""
         return tasks.SCORES[self.task]
@@ -217,7 +222,7 @@ class Plan:
         ):
             there = len(splits.members(labels))
             if limit is not None and limit > there:
-                raise RequestError(f"data.{key}: {limit} is more than the {there:,} images of {data_spec.name}")
+                raise RequestError(f"data.{key}: {limit} is more than the {there:,} {plan.items} of {data_spec.name}")
         try:
             plan.require_models()
         except ValueError as error:
@@ -225,16 +230,16 @@ class Plan:
         split = plan.split(self.first_stage)
         if len(split.train) < 2:
             key = "teacher.fraction" if data_spec.train_limit is None else "data.train_limit"
-            raise RequestError(f"{key}: leaves the students {len(split.train)} images; they need 2 at least")
+            raise RequestError(f"{key}: leaves the students {len(split.train)} {plan.items}; they need 2 at least")
         trained_here = self.spec.trains_teacher_of(pair)
         fewest = min(len(plan.teacher_images(fold)) for fold in plan.folds)
         if trained_here and fewest < 2:
             key = "fraction" if teacher.regime == "held_out" else "folds"
             raise RequestError(
-                f"teacher.{key}: {getattr(teacher, key):g} leaves the teacher {fewest} images; it needs 2 at least"
+                f"teacher.{key}: {getattr(teacher, key):g} leaves the teacher {fewest} {plan.items}; it needs 2 at least"
             )
         if plan.chosen_by == "validation" and not len(split.validation):
-            raise RequestError(f"data.validation: {data_spec.validation:g} of the training images are none")
+            raise RequestError(f"data.validation: {data_spec.validation:g} of the training {plan.items} are none")
         return plan
 
     def source(self, data_spec: DataSpec) -> dict[str, Any]:

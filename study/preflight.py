@@ -359,10 +359,12 @@ def _checkpoint_bytes(plan: Plan, name: str) -> int:
 
 def _warnings(plan: Plan, found: Forecast) -> list[str]:
     notes = []
+    of_text = any(pair.task == "text" for pair in plan.pairs.values())
+    shown = "tokens" if of_text else "views"
     for pair in found.pairs:
         if pair.ratio is not None and pair.ratio < LOW_RATIO:
             notes.append(
-                f"{pair.pair}: the teacher is wrong on {100 * pair.ratio:.2f} % of the views that it teaches, so LoCa "
+                f"{pair.pair}: the teacher is wrong on {100 * pair.ratio:.2f} % of the {shown} that it teaches, so LoCa "
                 "has next to nothing to repair and its curve will be flat; use teacher.regime held_out, or a weaker "
                 "teacher"
             )
@@ -371,7 +373,7 @@ def _warnings(plan: Plan, found: Forecast) -> list[str]:
                 bound = capped_bound(plan.pairs[pair.pair].num_classes)
                 notes.append(
                     f"{pair.pair}: alpha {effect.alpha:g} leaves the simplex on {100 * effect.capped:.1f} % of the "
-                    f"views, which are capped; every alpha below {bound:.4g} is valid on all"
+                    f"{shown}, which are capped; every alpha below {bound:.{8 if of_text else 4}g} is valid on all"
                 )
     if not plan.spec.methods:
         return notes
@@ -386,7 +388,7 @@ def _warnings(plan: Plan, found: Forecast) -> list[str]:
     test_images = min(len(pair.test_indices()) for pair in plan.pairs.values())
     # Two accuracies on the same images differ by chance at most as much as on independent ones.
     chance = 100 * NormalDist().inv_cdf(0.975) * math.sqrt(2 * 0.7 * 0.3 / test_images)
-    if test_images < 2_000:
+    if test_images < 2_000 and not of_text:
         notes.append(
             f"{test_images:,} test images: accuracies near 70 % that differ by less than {chance:.1f} points may do so "
             "by the choice of test images alone, whatever the seeds say"

@@ -336,16 +336,16 @@ def _describe_pair(plan: Plan, pair: PairPlan) -> dict[str, Any]:
     full_train, full_test = (
         len(splits.members(labels)) for labels in (pair.dataset.train_labels, pair.dataset.test_labels)
     )
-    cuts, items = [], "examples" if pair.task == "text" else "images"
+    cuts = []
     changes = pair.protocol.changes(pair.pair.student)
     for name, base, value in changes:
         if name == "epochs" and value < base:
             cuts.append(f"epochs {base} → {value}")
     uncut = pair.uncut_images(plan.first_stage)
     if len(split.train) < uncut:
-        cuts.append(f"training {items} {uncut:,} → {len(split.train):,}")
+        cuts.append(f"training {pair.items} {uncut:,} → {len(split.train):,}")
     if len(test) < full_test:
-        cuts.append(f"test {items} {full_test:,} → {len(test):,}")
+        cuts.append(f"test {pair.items} {full_test:,} → {len(test):,}")
     return {
         "protocol": {"base": pair.protocol.base, **pair.protocol.identity()},
         "protocol_changes": [{"field": name, "base": base, "value": value} for name, base, value in changes],
