@@ -299,6 +299,8 @@ def _overall(
         called = each.pair if len(seen[each.pair]) == 1 else f"{each.pair} in {each.study}"
         apart.append(replace(each, pair=called))
         classes[called] = int(section(records[each.study], each.pair)["data"]["num_classes"])
+    # Gains in accuracy and in ROUGE-L are no one axis.
+    apart = [each for each in apart if each.score is found[0].score]
     drawings = (
         figures.margin_curves(apart, classes, names("gain-by-margin")),
         figures.gain_against_ratio(apart, names("gain-by-ratio")),

@@ -489,7 +489,7 @@ def _specialities(plan: PairPlan, model: str, method: str) -> dict[str, Any]:
         return {
             "base": text_models.base_hash(model, given.models),
             "tokens": text_models.fingerprint(model, given.models, given.cache),
-            "evaluate": list(given.tests),
+            "evaluate": given.evaluated,
             "text": [corpora.VERSION, text_models.VERSION, corpora.CORPORA.get(given.name).version],
         }
     versions = {

@@ -54,7 +54,7 @@ def _pretrained(plan: Plan, pair: PairPlan) -> Teacher:
     assert isinstance(pair.dataset, TextDataset)
     model, dataset = pair.pair.teacher, pair.dataset
     base = text_models.base_hash(model, dataset.models)
-    measured = digest([base, dataset.hash, list(dataset.tests), pair.data.test_limit, pair.teacher_protocol.identity()])
+    measured = digest([base, dataset.hash, dataset.evaluated, pair.data.test_limit, pair.teacher_protocol.identity()])
     name = f"{pair.data.name}-{model}-{PRETRAINED}-{measured[:8]}"
     existing = _existing(plan.home, name)
     if existing is not None:

@@ -88,13 +88,15 @@ class TextDataset:
     `tests`: the evaluation sets by name; the first is the data set's own, and the one that a study's results are of.
     `train_labels` and `test_labels` are 0, or -1 for an example without a response, which is not part of the data: so
     splits and samples are made as of images of one class. `models`: where the models' folders lie; `cache`: for what is
-    made of them. `hash`: SHA-256 (hex) of the training part and the data set's own evaluation set.
+    made of them. `hash`: SHA-256 (hex) of the training part and the data set's own evaluation set; `evaluated`: of each
+    of the others.
     """
 
     name: str
     train: tuple[Example, ...]
     tests: dict[str, tuple[Example, ...]]
     hash: str
+    evaluated: dict[str, str]
     models: Path
     cache: Path
     skipped: int
@@ -148,6 +150,7 @@ def load(
         train=train,
         tests=tests,
         hash=_hash(train, tests[name]),
+        evaluated={other: _hash(examples) for other, examples in tests.items() if other != name},
         models=Path(models),
         cache=Path(cache),
         skipped=sum(int((found < 0).sum()) for found in labels.values()),

@@ -37,6 +37,10 @@ def test_the_hash_notices_training_and_test_and_not_what_else_is_evaluated(tmp_p
     write_corpus(tmp_path)
     before = load(tmp_path).hash
     assert load(tmp_path, "self_inst").hash == before
+    other = load(tmp_path, "self_inst").evaluated
+    write_lines(tmp_path / "self_inst.jsonl", lines(6, 9))
+    assert load(tmp_path, "self_inst").evaluated != other
+    assert set(other) == {"self_inst"}
     for file in ("train.jsonl", "test.jsonl"):
         text = (tmp_path / file).read_text()
         (tmp_path / file).write_text(text.replace("cat", "cow", 1))
