@@ -32,7 +32,7 @@ def test_views_are_not_counted_as_operations():
 
 @pytest.mark.slow
 def test_the_tables_have_every_method_and_loca_has_no_more_passes_than_one_beside_kds():
-    *of_losses, of_steps = [table for table in loss.measure(quick=True) if "cuda" not in table.title]
+    *of_losses, of_steps, of_vocabulary = [table for table in loss.measure(quick=True) if "cuda" not in table.title]
     for table in of_losses:
         rows = {row[0]: row for row in table.rows}
         assert set(rows) == {"kd", "loca", "dkd", "loca_dkd", "loca, as the paper writes it"}
@@ -42,3 +42,12 @@ def test_the_tables_have_every_method_and_loca_has_no_more_passes_than_one_besid
         assert rows["loca"][5] < rows["loca, as the paper writes it"][5]
         assert table.limits
     assert [row[0] for row in of_steps.rows] == ["kd", "loca", "dkd", "loca_dkd"]
+    assert [row[0] for row in of_vocabulary.rows] == [loss.PLAIN, "in parts of 64", "in parts of 256"]
+
+
+@pytest.mark.slow
+def test_in_parts_a_process_holds_less_than_one_copy_of_the_logits_and_as_a_whole_several():
+    size = loss.Tokens(2048, 8, 20_000)
+    copies = {name: loss.peak_bytes(size, name, "cpu") / (4 * 2048 * 20_000) for name in (loss.PLAIN, "in parts of 64")}
+    assert copies[loss.PLAIN] > 2
+    assert copies["in parts of 64"] < 1
