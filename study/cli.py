@@ -58,6 +58,9 @@ RunsAGpuOption = Annotated[
     int | None,
     typer.Option(min=1, help="On a cluster: runs that share a GPU; by default as many as fit into its memory."),
 ]
+DevicesARunOption = Annotated[
+    int, typer.Option(min=1, help="GPUs, or cores without any, that share the batches of a run, of text.")
+]
 TrackLaterOption = Annotated[
     bool, typer.Option("--track-later", help="Do not need MLflow now; `kdstudy sync` fills it in.")
 ]
@@ -113,6 +116,7 @@ def run(
     ] = None,
     max_devices: MaxDevicesOption = None,
     runs_a_gpu: RunsAGpuOption = None,
+    devices_a_run: DevicesARunOption = 1,
 ) -> None:
     """Run a study, or go on with it where it exists."""
     resolved = _load(spec, set_)
@@ -143,6 +147,7 @@ def run(
         address=address,
         max_devices=max_devices,
         runs_a_gpu=runs_a_gpu,
+        devices_a_run=devices_a_run,
     )
     printing.print_summary(summary)
     if (summary.done or not resolved.methods) and not summary.untracked:
@@ -191,6 +196,7 @@ def launch(
     ] = None,
     max_devices: MaxDevicesOption = None,
     runs_a_gpu: RunsAGpuOption = None,
+    devices_a_run: DevicesARunOption = 1,
     device: Annotated[str | None, typer.Option(help="cpu or cuda; by default what the cluster has.")] = None,
 ) -> None:
     """Run a study as a job on a cluster, or go on with it there. Closing this terminal changes nothing."""
@@ -205,6 +211,7 @@ def launch(
         *([] if device is None else ["--device", device]),
         *([] if max_devices is None else ["--max-devices", str(max_devices)]),
         *([] if runs_a_gpu is None else ["--runs-a-gpu", str(runs_a_gpu)]),
+        *([] if devices_a_run == 1 else ["--devices-a-run", str(devices_a_run)]),
     ]
     variables = dict(map(_variable, env or []))
     job = jobs.prepare(resolved, address, options=options, variables=variables, on=on, extra=with_ or [])

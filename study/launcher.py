@@ -54,6 +54,8 @@ class Machine:
         workers: processes of each run that decode its images, where they are not in memory.
         execution: how steps are run, one of `trainables.engine.EXECUTIONS`; None: what suits the device.
         joined: a cluster whose nodes come and go, rather than a Ray of this process's own.
+        devices_a_run: GPUs, or cores where there are none, that a run has; with more than one, `cpus` and `gpus` are
+            those of each.
     """
 
     device: str
@@ -65,6 +67,7 @@ class Machine:
     workers: int = 0
     execution: str | None = None
     joined: bool = False
+    devices_a_run: int = 1
 
     @property
     def runs_a_gpu(self) -> int:
@@ -116,6 +119,30 @@ def this_machine(
     )
 
 
+def spread(machine: Machine, devices_a_run: int) -> Machine:
+    """The machine with so many whole devices a run.
+
+    Raises:
+        RequestError: it has fewer.
+    """
+    if devices_a_run == 1:
+        return machine
+    on_gpus = machine.device != "cpu"
+    there = machine.devices if on_gpus else machine.concurrency
+    runs = there // devices_a_run
+    if not runs:
+        what = "GPUs" if on_gpus else "cores"
+        raise RequestError(f"--devices-a-run: {devices_a_run}, but there are {there} {what} for the study")
+    return replace(
+        machine,
+        concurrency=runs,
+        cpus=1.0,
+        gpus=1.0 if on_gpus else 0.0,
+        devices=runs * devices_a_run if on_gpus else 0,
+        devices_a_run=devices_a_run,
+    )
+
+
 def _fraction(runs: int) -> float:
     """A run's share of a GPU. Ray counts in ten-thousandths: rounded up, the last of the runs would not fit."""
     return 10_000 // runs / 10_000
@@ -124,7 +151,10 @@ def _fraction(runs: int) -> float:
 @contextmanager
 def cluster(machine: Machine) -> Iterator[None]:
     """A local Ray for as long as the block lasts."""
-    options = {"num_cpus": max(1, round(machine.concurrency * machine.cpus)), "num_gpus": machine.devices}
+    options = {
+        "num_cpus": max(1, round(machine.concurrency * machine.cpus * machine.devices_a_run)),
+        "num_gpus": machine.devices,
+    }
     with _ray("local", machine.threads, include_dashboard=False, **options):
         yield
 
@@ -218,6 +248,7 @@ def _slots_of_cluster(machine: Machine) -> Callable[[], int]:
             runs = there.get("CPU", 0.0) // machine.cpus
             if machine.gpus:
                 runs = min(runs, int(there.get("GPU", 0.0)) * (1 // machine.gpus))
+            runs //= machine.devices_a_run
             seen.update(at=time.monotonic(), runs=runs)
         # At least one waits, so that a cluster which scales up sees that it is asked for something.
         return max(1, min(int(seen["runs"]), machine.concurrency))
@@ -271,7 +302,8 @@ class _Room:
         import ray
 
         self._looked, there = now, ray.available_resources()
-        fits = there.get("CPU", 0.0) >= self.machine.cpus and there.get("GPU", 0.0) >= self.machine.gpus
+        cpus, gpus = (each * self.machine.devices_a_run for each in (self.machine.cpus, self.machine.gpus))
+        fits = there.get("CPU", 0.0) >= cpus and there.get("GPU", 0.0) >= gpus
         self._free = self._free + 1 if fits else 0
         if self._free < _STUCK_LOOKS:
             return False
@@ -311,8 +343,12 @@ def _experiment(driver: Driver, room: _Room, scratch: Path) -> None:
     from trainables.tune_adapter import RunTrainable
 
     machine = room.machine
+    each = {"CPU": machine.cpus, "GPU": machine.gpus}
+    several = machine.devices_a_run > 1
     tuner = tune.Tuner(
-        tune.with_resources(RunTrainable, {"CPU": machine.cpus, "GPU": machine.gpus}),
+        tune.with_resources(
+            RunTrainable, tune.PlacementGroupFactory([each] * machine.devices_a_run) if several else each
+        ),
         tune_config=tune.TuneConfig(
             search_alg=_searcher(driver, room),
             scheduler=_scheduler(driver),
@@ -355,7 +391,7 @@ def _searcher(driver: Driver, room: _Room) -> Any:
             if request is not None:
                 self._requests[trial_id] = request["run_id"], request["attempt"]
                 room.waiting[trial_id] = time.monotonic()
-                return {"request": request}
+                return {"request": request | {"devices": room.machine.devices_a_run}}
             # FINISHED is final, so it is said only when nothing can come back and be queued again.
             return Searcher.FINISHED if driver.finished else None
 

@@ -72,6 +72,7 @@ def run(
     address: str | None = None,
     max_devices: int | None = None,
     runs_a_gpu: int | None = None,
+    devices_a_run: int = 1,
 ) -> Summary:
     """Run a study, or go on with it where it exists.
 
@@ -86,6 +87,7 @@ def run(
         address: of a Ray cluster to join (`auto`: the one that this process is a part of); None: this machine alone.
         max_devices: on a cluster, how many GPUs, or cores where there are none, the study may have at once.
         runs_a_gpu: on a cluster, how many runs share a GPU; by default as many as fit into its memory.
+        devices_a_run: GPUs, or cores where there are none, that share the batches of a run, of text.
 
     Raises:
         RequestError: the request cannot be carried out; nothing was written.
@@ -95,10 +97,14 @@ def run(
         tracking.probe(home.tracking_uri)
     probe_storage(home)
     plan = Plan(spec, home)
+    if devices_a_run > 1 and any(pair.task != "text" for pair in plan.pairs.values()):
+        raise RequestError("--devices-a-run: is for studies of text; runs on images share devices instead")
     found = teachers.find(plan)
     shown = console or Console(quiet=True)
 
     def fits_a_gpu() -> int:
+        if devices_a_run > 1:
+            return 1
         with shown.status("measuring the memory of a run …"):
             return sharing.runs_a_gpu(plan, None if address is None else sharing.measured_on_a_node)
 
@@ -108,6 +114,7 @@ def run(
         else:
             stack.enter_context(launcher.joined(address))
             machine = launcher.joined_machine(device, max_devices, runs_a_gpu, fits_a_gpu)
+        machine = launcher.spread(machine, devices_a_run)
         machine = replace(machine, execution=execution, joined=address is not None)
         logits.require_room(plan, machine.device)
         store = stack.enter_context(Store(home.store_url).opened())

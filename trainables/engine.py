@@ -25,6 +25,7 @@ from trainables.precision import float32_products
 from trainables.streams import drawing_from
 from trainables.tasks import SCORES, Dataset
 from trainables.teachers import Teacher
+from trainables.text.group import Group
 from trainables.text.store import TextStore
 
 __all__ = ["EXECUTIONS", "NOT_FINITE", "NonFinite", "RunSpec", "Trainer", "batch_sizes", "summary"]
@@ -57,6 +58,7 @@ class Trainer:
         workers: processes that decode and distort images, where that is needed; 0: this one does it.
         store: the teacher's logits on these views; without one the teacher is asked each time.
         execution: how a step is run, one of `EXECUTIONS`; None: as graphs on a GPU, else eagerly.
+        group: the processes that share the run's batches, of text; None: this one alone.
 
     Raises:
         ValueError: unknown student, method or execution, a parameter that the method refuses, no teacher where one is
@@ -76,6 +78,7 @@ class Trainer:
         workers: int = 0,
         store: LogitStore | TextStore | None = None,
         execution: str | None = None,
+        group: Group | None = None,
     ) -> None:
         if execution is not None and execution not in EXECUTIONS:
             raise ValueError(f"execution is {execution!r}; it must be one of {', '.join(EXECUTIONS)}")
@@ -100,6 +103,7 @@ class Trainer:
             workers=workers,
             store=store,
             execution=execution,
+            **({} if group is None else {"group": group}),
         )
         with drawing_from(self._device, run.seed, "objective"):
             self.objective = objectives.build(run.method, **self._parameters(method)).to(self._device)

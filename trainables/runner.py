@@ -21,6 +21,7 @@ from trainables.files import read_stored
 from trainables.storage import ARTIFACTS, PATIENCE_SECONDS, open_storage
 from trainables.tasks import Dataset
 from trainables.text import corpora
+from trainables.text.group import Group
 from trainables.text.store import TextStore
 
 # Checkpoints may take this share of a run's time: the cheaper they are to write, the less a kill can cost.
@@ -82,7 +83,7 @@ class Runner:
         DataError, CheckpointError: the node cannot read the data, the teacher or the checkpoint.
     """
 
-    def __init__(self, request: dict[str, Any]) -> None:
+    def __init__(self, request: dict[str, Any], group: Group | None = None) -> None:
         self.request = request
         torch.set_num_threads(request["threads"])
         dataset = load_data(request["data"])
@@ -118,6 +119,7 @@ class Runner:
             workers=request["workers"],
             execution=request["execution"],
             store=_store(stored) if stored else None,
+            group=group,
         )
         self._storage = open_storage(request["checkpoints"])
         if (name := request["resume_from"]) is not None:
@@ -127,6 +129,11 @@ class Runner:
         self._saved_at = time.monotonic()
         self._save_seconds = 0.0
         self._saved: list[str] = []  # this attempt's checkpoints that are kept
+
+    def accompany(self) -> None:
+        """Train to the end beside the process of the group that measures and keeps checkpoints."""
+        while not self._trainer.done:
+            self._trainer.train_epoch()
 
     def advance(self, seconds: float) -> dict[str, Any]:
         """Train whole epochs until `seconds` have passed, a rung is reached or the run is done.

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import psutil
 import pytest
 import torch
 import yaml
@@ -193,3 +198,74 @@ def test_the_memory_of_a_run_can_be_rehearsed(spec: Path) -> None:
     plan = Plan(load_spec(spec), open_home())
     for request in sharing.requests(plan):
         memory.rehearse(request | {"device": "cpu"})
+
+
+def test_several_devices_a_run_are_for_text_and_must_be_there(kdstudy: Command, spec: Path) -> None:
+    refused(kdstudy("run", "quickstart", "--devices-a-run", 2), "--devices-a-run: is for studies of text")
+    asked = ("--device", "cpu", "--concurrency", 1, "--devices-a-run", 2)
+    refused(kdstudy("run", spec, *asked), "--devices-a-run: 2, but there are 1 cores")
+
+
+@pytest.mark.slow
+def test_two_devices_share_the_batches_of_a_run(tmp_path: Path) -> None:
+    """Two cores a run, each a process of its own: the study ends as with one, but for rounding."""
+    write_model(tmp_path / "models" / "toy", layers=4)
+    root = str(write_corpus(tmp_path / "corpus"))
+    methods = {"sft": {}, "loca": {"alpha": 0.9}}
+    content = SPEC | {"data": SPEC["data"] | {"root": root}, "methods": methods, "seeds": 1}
+    losses = []
+    for devices in (1, 2):
+        folder = tmp_path / str(devices)
+        folder.mkdir()
+        kdstudy = commands(folder)
+        asked = ("--device", "cpu", "--concurrency", "2", "--devices-a-run", str(devices))
+        told = kdstudy("run", str(write_spec(folder, content)), *asked, KDSTUDY_MODELS=str(tmp_path / "models")).stdout
+        assert "3 of 3 runs done" in told
+        with Store(f"sqlite:///{folder}/home/store.db").opened() as store:
+            runs = store.runs("words")
+            assert all((run.state, run.attempt) == (DONE, 1) for run in runs)
+            histories = {(run.stage, run.method): store.history(run.run_id) for run in runs}
+        losses.append({key: [row["train_loss"] for row in rows] for key, rows in histories.items()})
+    assert losses[0].keys() == losses[1].keys()
+    for key, values in losses[0].items():
+        assert losses[1][key] == pytest.approx(values, rel=0.02), key
+
+
+@pytest.mark.slow
+def test_a_run_whose_other_device_is_lost_goes_on_from_its_checkpoint(tmp_path: Path) -> None:
+    write_model(tmp_path / "home" / "models" / "toy", layers=4)
+    data = SPEC["data"] | {"root": str(write_corpus(tmp_path / "corpus"))}
+    spec = write_spec(tmp_path, SPEC | {"data": data, "methods": {"sft": {}}, "seeds": 1})
+    command = [str(Path(sys.executable).parent / "kdstudy"), "run", str(spec), "--device", "cpu"]
+    asked = ["--concurrency", "2", "--devices-a-run", "2", "--set", "protocol.epochs=30"]
+    environment = {**os.environ, "KDSTUDY_HOME": str(tmp_path / "home")}
+    process = subprocess.Popen([*command, *asked], env=environment, stdout=subprocess.PIPE, text=True)
+    url = f"sqlite:///{tmp_path}/home/store.db"
+
+    def epochs() -> int:
+        if not (tmp_path / "home" / "store.db").exists():
+            return 0
+        with Store(url).opened() as store:
+            return sum(run.epoch for run in store.runs("words")) if store.study_names() else 0
+
+    def members() -> list[psutil.Process]:
+        below = psutil.Process(process.pid).children(recursive=True)
+        return [child for child in below if "_Member" in " ".join(child.cmdline())]
+
+    try:
+        give_up = time.monotonic() + 240
+        while epochs() < 3 or not members():
+            assert process.poll() is None, process.communicate()[0]
+            assert time.monotonic() < give_up
+            time.sleep(0.1)
+        members()[0].kill()
+        told, _ = process.communicate(timeout=240)
+    finally:
+        process.kill()
+    assert "1 of 1 runs done" in told
+    with Store(url).opened() as store:
+        runs = store.runs("words")
+        assert {run.state for run in runs} == {DONE}
+        assert sum(run.losses for run in runs) == 1
+        for run in runs:
+            assert [row["epoch"] for row in store.history(run.run_id)] == list(range(1, run.epochs + 1))

@@ -34,7 +34,7 @@ def accumulate(
     target: Tensor,
     *,
     epoch: int = 1,
-    of: int | None = None,
+    of: float | None = None,
     rows: int = ROWS,
 ) -> dict[str, Tensor]:
     """Add the gradient of an objective's loss to everything that it depends on.

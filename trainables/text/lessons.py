@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import random
 from collections.abc import Iterable, Iterator, Sequence
@@ -30,6 +31,7 @@ from trainables.text import models
 from trainables.text.answers import AnswerKey, AnswerStore, Kept, dense, keep_largest, lost_at
 from trainables.text.corpora import Example, TextDataset
 from trainables.text.encoding import Batch, Encoded, Encoder, collate
+from trainables.text.group import Group
 from trainables.text.network import Network
 from trainables.text.responses import Responses
 from trainables.text.scoring import Decoding, Scorer, respond
@@ -61,7 +63,9 @@ class TextLessons:
         workers: int,
         store: TextStore | None,
         execution: str | None,
+        group: Group | None = None,
     ) -> None:
+        self._group = group
         self._run, self._dataset, self._device, self._teacher, self._store = run, dataset, device, teacher, store
         self._method = objectives.get(run.method)
         protocol = run.protocol
@@ -166,7 +170,7 @@ class TextLessons:
             optimiser.zero_grad()
             try:
                 sums = self._accumulated(indices, epoch, objective)
-                break
+                break  # what follows waits for the other devices, which may have halved theirs
             except (RuntimeError, MemoryError) as error:
                 found = is_out_of_memory(error) or is_host_out_of_memory(error)
                 if not found or self._micro == 1 or not chunks.is_mean_over_rows(objective):
@@ -175,12 +179,21 @@ class TextLessons:
                 log.warning("out of memory: from now on %d examples at a time, accumulated", self._micro)
             if self._device.type == "cuda":
                 torch.cuda.empty_cache()
+        if self._group is not None:
+            trained = [*self.parameters(), *objective.parameters()]
+            self._group.add_up(value.grad for value in trained if value.grad is not None)
+            sums = self._group.add_up_named(sums, self._device)
         optimiser.step()
         return sums
 
     def _accumulated(self, indices: Sequence[int], epoch: int, objective: nn.Module) -> dict[str, Tensor]:
+        of: float = sum(self._lesson(index).counted for index in indices)
+        weight = 1.0
+        if self._group is not None:
+            mine = self._group.part(indices)
+            # A batch may have fewer examples than there are devices: who has none takes part with a weight of 0.
+            indices, weight, of = (mine, 1.0, of) if mine else (indices[:1], 0.0, math.inf)
         examples = [self._lesson(index) for index in indices]
-        of = sum(example.counted for example in examples)
         total: dict[str, Tensor] = {}
         for begin in range(0, len(indices), self._micro):
             some = slice(begin, begin + self._micro)
@@ -195,7 +208,7 @@ class TextLessons:
             if isinstance(answers, _FromStore):
                 sums["lost_teacher_mass"] = answers.lost(self._tau).sum()
             total = {name: value + total[name] if total else value for name, value in sums.items()}
-        return total
+        return {name: value * weight for name, value in total.items()}
 
     def _collated(self, examples: Sequence[Encoded]) -> Batch:
         row = self._run.protocol.max_tokens if self._run.protocol.packing else None
@@ -329,6 +342,8 @@ class TextLessons:
         `…_rouge_l` (0 to 100) of each evaluation set; `test_rouge_l` is that of the first, `test_rouge_l.NAME` of NAME.
         """
         metrics: dict[str, float] = {}
+        if self._group is not None and self._group.rank > 0:
+            return metrics  # the first of them measures
         self.network.model.eval()
         protocol = self._run.protocol
         last = epoch >= protocol.epochs

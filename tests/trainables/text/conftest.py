@@ -24,6 +24,10 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def dataset(models_folder: Path, cache: Path, tmp_path_factory: pytest.TempPathFactory) -> TextDataset:
-    root = write_corpus(tmp_path_factory.mktemp("corpus"))
-    return corpora.load("instructions", root, models_folder, cache, ["self_inst"])
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_corpus(tmp_path_factory.mktemp("corpus"))
+
+
+@pytest.fixture(scope="session")
+def dataset(models_folder: Path, cache: Path, corpus: Path) -> TextDataset:
+    return corpora.load("instructions", corpus, models_folder, cache, ["self_inst"])
