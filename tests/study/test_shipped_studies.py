@@ -22,6 +22,7 @@ from study.home import Home, open_home
 from study.plan import Plan
 from study.spec import load_spec
 from study.store import DONE, PRUNED, Store
+from tests.toy_text import write_model
 from trainables.runner import Runner
 
 pytestmark = pytest.mark.slow
@@ -41,6 +42,20 @@ IMAGENET = [
     "teacher.checkpoint=null",
 ]
 DIGITS = ["seeds=2", "protocol.epochs=2", "teacher.protocol={epochs: 2}"]
+
+# A toy of some thousand parameters in the place of the language model.
+TEXT = [
+    *CUT,
+    f"data.root={SHARED}",
+    "data.test_limit=6",
+    "pairs=[hf:toy-hf:toy_every2]",
+    "protocol.template='{instruction} '",
+    "protocol.max_tokens=120",
+    "protocol.max_response=4",
+    "protocol.batch_size=8",
+    "protocol.decoding_seeds=1",
+    "teacher.protocol={epochs: 1}",
+]
 
 CUTS: dict[str, list[str]] = {
     "alpha-resnet56-resnet20": [*CIFAR100, "teacher.checkpoint=null", "methods.loca.alpha=[0.95,1.05]"],
@@ -86,6 +101,10 @@ CUTS: dict[str, list[str]] = {
     "dark-knowledge": CIFAR100,
     "quickstart": [*DIGITS, "methods.loca.alpha=[0.95]"],
     "quick-prevalence": [*DIGITS, "methods.loca.alpha=[0.95]"],
+    "text-dolly": [*TEXT, "protocol.precision=float32"],
+    "text-quick": TEXT,
+    "text-alpha": [*TEXT, "methods.loca.alpha=[0.9,1.00001]"],
+    "text-alpha-quick": [*TEXT, "methods.loca.alpha=[0.9]"],
     "quick-search": [*DIGITS, "search.first_rung=1", "search.points=3"],
 }
 
@@ -93,7 +112,9 @@ CUTS: dict[str, list[str]] = {
 @pytest.fixture(scope="module")
 def shared_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """One home for all studies: decoded data, teachers and MLflow's database are made once."""
-    return tmp_path_factory.mktemp("shipped") / "home"
+    folder = tmp_path_factory.mktemp("shipped") / "home"
+    write_model(folder / "models" / "toy")
+    return folder
 
 
 @pytest.fixture
