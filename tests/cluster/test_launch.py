@@ -57,7 +57,7 @@ def launch(study: Study, *options: str) -> list[str]:
 
 def test_a_launched_study_outlives_the_terminal_is_stopped_from_there_and_goes_on(laptop: Study) -> None:
     process = subprocess.Popen(
-        launch(laptop, "--follow", "--set", "protocol.epochs=120"),
+        launch(laptop, "--follow", "--set", "protocol.epochs=240"),
         cwd=laptop.folder,
         env=laptop.environment,
         stdout=subprocess.PIPE,
@@ -84,7 +84,7 @@ def test_a_launched_study_outlives_the_terminal_is_stopped_from_there_and_goes_o
     laptop.wait_until(lambda runs: not any(run.state == RUNNING for run in runs))
 
     done = subprocess.run(
-        launch(laptop, "--follow", "--set", "protocol.epochs=120"),
+        launch(laptop, "--follow", "--set", "protocol.epochs=240"),
         cwd=laptop.folder,
         env=laptop.environment,
         capture_output=True,

@@ -38,6 +38,7 @@ SPEC: dict[str, Any] = {
         "max_tokens": 120,
         "max_response": 6,
         "template": "{instruction}: {input}\n",
+        "decoding": "greedy",
     },
     "data": {"name": "instructions", "evaluate": ["self_inst"], "train_limit": 24},
     "teacher": {"top_k": 16, "protocol": {"epochs": 2, "lr": 0.01}},
