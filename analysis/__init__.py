@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from analysis.answers import verdicts
-    from analysis.frames import ReportError, load_generations, load_history, load_runs, load_studies
+    from analysis.frames import ReportError, generations_of, load_generations, load_history, load_runs, load_studies
     from analysis.page import changed, report, write_report
     from analysis.statistics import resolvable_difference, seeds_needed
 
 _HOMES = {
     "ReportError": "analysis.frames",
     "changed": "analysis.page",
+    "generations_of": "analysis.frames",
     "load_generations": "analysis.frames",
     "load_history": "analysis.frames",
     "load_runs": "analysis.frames",
@@ -31,6 +32,7 @@ _HOMES = {
 __all__ = [
     "ReportError",
     "changed",
+    "generations_of",
     "load_generations",
     "load_history",
     "load_runs",

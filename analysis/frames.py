@@ -22,7 +22,7 @@ import numpy as np
 import pandas as pd
 
 from analysis.collector import uncollected
-from analysis.scores import is_score
+from analysis.scores import ROUGE_L, is_score, score_of
 
 PAGE = 1000  # runs a request: MLflow's server refuses more than 50,000, and answers of that size time out
 READERS = 8  # history files fetched at the same time: they wait for the network, not for a core
@@ -329,6 +329,17 @@ def _joined(runs: Sequence[Mapping[str, np.ndarray]], lengths: Sequence[int], na
             values[begin : begin + length] = columns[name]
         begin += length
     return values
+
+
+def generations_of(tracking_uri: str, records: Sequence[Mapping[str, Any]]) -> pd.DataFrame | None:
+    """The generations of those studies that are of text; None where there is none.
+
+    Args:
+        tracking_uri: MLflow's address.
+        records: as `load_studies` returns them.
+    """
+    of_text = [record["study"] for record in records if score_of(record) is ROUGE_L]
+    return load_generations(tracking_uri, of_text) if of_text else None
 
 
 def load_generations(tracking_uri: str, studies: str | Sequence[str]) -> pd.DataFrame:

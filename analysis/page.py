@@ -22,7 +22,7 @@ from analysis.frames import (
     GENERATION_COLUMNS,
     ReportError,
     finished,
-    load_generations,
+    generations_of,
     load_history,
     load_runs,
     load_studies,
@@ -189,8 +189,7 @@ def report(tracking_uri: str, studies: str | Sequence[str], out_dir: Path | str)
     records = load_studies(tracking_uri, studies)
     runs = load_runs(tracking_uri, studies)
     finished(runs, records)
-    of_text = any(score_of(study) is not TOP1 for study in records)
-    generations = load_generations(tracking_uri, studies) if of_text else None
+    generations = generations_of(tracking_uri, records)
     return write_report(runs, load_history(tracking_uri, studies), records, out_dir, generations)
 
 

@@ -995,9 +995,7 @@ def _conclude(studies: list[str], report: bool, output: Path | None = None) -> N
     with _analysing("writing the report …") as (analysis, home):
         folder = output or home.report("+".join(studies))
         try:
-            of_text = any(record.get("score") == "rouge_l" for record in frames[2])
-            written_ = analysis.load_generations(home.tracking_uri, studies) if of_text else None
-            page = analysis.write_report(*frames, folder, written_)
+            page = analysis.write_report(*frames, folder, analysis.generations_of(home.tracking_uri, frames[2]))
         except OSError as error:
             raise RequestError(f"{folder}: cannot be written ({error.strerror})") from None
     out.print(f"Report:  {page}", markup=False, soft_wrap=True)

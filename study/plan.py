@@ -236,8 +236,8 @@ class Plan:
         if trained_here and fewest < 2:
             key = "fraction" if teacher.regime == "held_out" else "folds"
             raise RequestError(
-                f"teacher.{key}: {getattr(teacher, key):g} leaves the teacher {fewest} {plan.items}; it needs 2 at "
-                f"least"
+                f"teacher.{key}: {getattr(teacher, key):g} leaves the teacher {fewest} {plan.items}; "
+                "it needs 2 at least"
             )
         if plan.chosen_by == "validation" and not len(split.validation):
             raise RequestError(f"data.validation: {data_spec.validation:g} of the training {plan.items} are none")

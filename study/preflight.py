@@ -365,9 +365,8 @@ def _warnings(plan: Plan, found: Forecast) -> list[str]:
         if pair.ratio is not None and pair.ratio < LOW_RATIO:
             notes.append(
                 f"{pair.pair}: the teacher is wrong on {100 * pair.ratio:.2f} % of the {shown} that it teaches, so "
-                f"LoCa "
-                "has next to nothing to repair and its curve will be flat; use teacher.regime held_out, or a weaker "
-                "teacher"
+                "LoCa has next to nothing to repair and its curve will be flat; use teacher.regime held_out, or a "
+                "weaker teacher"
             )
         for effect in pair.effects:
             if effect.capped > HIGH_CAPPED:

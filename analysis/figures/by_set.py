@@ -64,8 +64,8 @@ def rouge_by_set(scored: Sequence[OnSet], teacher: Mapping[str, float], name: st
     caption = (
         f"ROUGE-L of the last epoch's responses by method and evaluation set ({seeds} seeds): bars are means, whiskers "
         "± 1 SD, dots the seeds, the dashed line the teacher. Of points with an alpha the one that is best on the "
-        "first "
-        "set is shown, which reads a little high there. The paper draws this as its Figure 4 and prints no numbers."
+        "first set is shown, which reads a little high there. The paper draws this as its Figure 4 and prints no "
+        "numbers."
     )
     told = "; ".join(
         f"{of}: {', '.join(f'{each.point.label} {each.score.mean:.1f}' for each in own)}" for of, own in panels.items()

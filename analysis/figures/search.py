@@ -48,8 +48,7 @@ def search_history(tried: pd.DataFrame, pair: str, name: str, part: str, score: 
 
     caption = (
         f"The search for {pair}: {part} {score.called} of each point that was tried, mean over its seeds. These "
-        f"values chose "
-        "the points: the best of them reads high."
+        "values chose the points: the best of them reads high."
     )
     best_of_all = valued.loc[valued["state"] == "DONE", "value"].max()
     found = (
@@ -103,8 +102,8 @@ def screening_curves(history: pd.DataFrame, pair: str, name: str, part: str, sco
 
     caption = (
         f"What the pruner saw of {pair}: {PARTS[part]} {score.called} of each point's first seed, and the epochs at "
-        f"which "
-        f"it decided (dotted). It stopped {len(stopped)} of {len(states)} points, which trained {trained:,} epochs "
+        f"which it decided (dotted). It stopped {len(stopped)} of {len(states)} points, which trained {trained:,} "
+        f"epochs "
         f"instead of {trained + saved:,}: {100 * saved / (trained + saved):.0f} % of the screening was saved."
     )
     alt = f"Screening curves of {pair}: {len(stopped)} of {len(states)} points were stopped early."

@@ -26,6 +26,17 @@ def is_mean_over_rows(objective: nn.Module) -> bool:
     return bool(getattr(objective, "mean_over_rows", True))
 
 
+def hits(logits: Tensor, target: Tensor) -> dict[str, Tensor]:
+    """On how many rows the target is the largest logit (`hits`), and one of the five largest (`hits5`); float32.
+
+    Args:
+        logits: (n, C).
+        target: (n,) int64.
+    """
+    best = logits.topk(min(5, logits.shape[-1])).indices == target.unsqueeze(-1)
+    return {"hits": best[:, 0].sum().float(), "hits5": best.sum().float()}
+
+
 def accumulate(
     objective: nn.Module,
     features: Tensor,
@@ -75,9 +86,8 @@ def accumulate(
         if gradient is not None and some.grad is not None:
             gradient[part] = some.grad
         with torch.no_grad():
-            best = logits.detach().topk(min(5, logits.shape[-1])).indices == target[part].unsqueeze(-1)
             found = {name: value.detach().float() * n for name, value in parts.items()}
-            found |= {"hits": best[:, 0].sum().float(), "hits5": best.sum().float()}
+            found |= hits(logits.detach(), target[part])
         sums = {name: value + sums[name] if sums else value for name, value in found.items()}
     if gradient is not None:
         features.backward(gradient)

@@ -13,6 +13,7 @@ import math
 import os
 import random
 from collections.abc import Iterable, Iterator, Sequence
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -135,7 +136,7 @@ class TextLessons:
             counted; `left_out_examples`, where the length limit left responses no token; `micro_batch`, where memory
             did not take the whole batch at once; `lost_teacher_mass`, where not all of its logits are kept.
         """
-        sums: dict[str, float] = {}
+        totals: dict[str, Tensor] = {}
         order = torch.randperm(len(self._train), generator=generator(self._run.seed, "order", epoch)).tolist()
         protocol = self._run.protocol
         sizes = batch_sizes(len(order), protocol.batch_size, protocol.drop_last)
@@ -150,7 +151,9 @@ class TextLessons:
                 batch = [self._train[place] for place in order[begin : begin + size]]
                 begin += size
                 for name, value in self._step(batch, epoch, objective, optimiser).items():
-                    sums[name] = sums.get(name, 0.0) + float(value)
+                    # Summed where it is: reading a number in each step would make a GPU wait for Python.
+                    totals[name] = value.double() + totals[name] if name in totals else value.double()
+        sums = {name: float(value) for name, value in totals.items()}
         n = sums.pop("tokens")
         found = {name: value / n for name, value in sums.items() if name not in (*PARTS, "hits", "hits5")}
         metrics = found | {"train_loss": sums["loss"] / n, "train_top1": 100 * sums["hits"] / n, "tokens": n}
@@ -260,7 +263,7 @@ class TextLessons:
     def _tau(self) -> float:
         return float(self._run.parameters.get("tau", self._run.protocol.tau))
 
-    @property
+    @cached_property
     def _vocabulary(self) -> int:
         return models.vocabulary(self._run.student, self._dataset.models, self._dataset.cache)
 
@@ -284,10 +287,10 @@ class TextLessons:
 
         Processes that need the same at the same time so share the work, but for what they happen to do at once.
         """
+        assert self._answers is not None
         order = list(self._train)
         random.Random(os.getpid()).shuffle(order)
         for index in order:
-            assert self._answers is not None
             if not self._answers.has(index):
                 self._kept(index)
 
@@ -300,12 +303,10 @@ class TextLessons:
             assert example is not None
             batch = collate([example], self.encoder.tokenizer.pad_token_id).to(self._device)
             teacher, key = self._asked(), self._answers.key
-            parts = []
+            dtype = torch.float16 if key.dtype == "float16" else torch.float32
             with torch.no_grad(), self._autocast():
-                features = teacher.features(batch)
-                for some, target in zip(features.split(chunks.ROWS), batch.target.split(chunks.ROWS), strict=True):
-                    dtype = torch.float16 if key.dtype == "float16" else torch.float32
-                    parts.append(keep_largest(teacher.project(some), target, key.top_k, dtype))
+                said = teacher.logits(batch)
+                parts = [keep_largest(logits, target, key.top_k, dtype) for logits, target in said]
             kept = Kept(*(torch.cat(columns).cpu() for columns in zip(*parts, strict=True)))
             self._answers.write(index, kept)
         return Kept(*(column.to(self._device) for column in kept))
@@ -364,13 +365,10 @@ class TextLessons:
             some = encoded[begin : begin + EVALUATION_ROWS]
             batch = collate(some, self.encoder.tokenizer.pad_token_id).to(self._device)
             with self._autocast():
-                features = self.network.features(batch)
-            for rows, target in zip(features.split(chunks.ROWS), batch.target.split(chunks.ROWS), strict=True):
-                with self._autocast():
-                    logits = self.network.project(rows).float()
-                best = logits.topk(min(5, logits.shape[-1])).indices == target.unsqueeze(-1)
-                loss += float(nn.functional.cross_entropy(logits, target, reduction="sum"))
-                hits, hits5, n = hits + float(best[:, 0].sum()), hits5 + float(best.sum()), n + len(target)
+                for logits, target in self.network.logits(batch):
+                    found = chunks.hits(logits, target)
+                    loss += float(nn.functional.cross_entropy(logits, target, reduction="sum"))
+                    hits, hits5, n = hits + float(found["hits"]), hits5 + float(found["hits5"]), n + len(target)
         if not n:
             raise DataError(f"{part}: protocol.max_tokens leaves none of its {len(examples)} responses a token")
         return {f"{part}_loss": loss / n, f"{part}_top1": 100 * hits / n, f"{part}_top5": 100 * hits5 / n}

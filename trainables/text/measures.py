@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from trainables.calibration import mis_instructed
-from trainables.objectives import chunks
 from trainables.protocol import Protocol
 from trainables.text.corpora import TextDataset
 from trainables.text.encoding import collate
@@ -29,9 +28,7 @@ def answers(
         if example is None:
             continue
         batch = collate([example], encoder.tokenizer.pad_token_id).to(where)
-        features = network.features(batch)
-        for rows, target in zip(features.split(chunks.ROWS), batch.target.split(chunks.ROWS), strict=True):
-            yield network.project(rows).float(), target
+        yield from network.logits(batch)
 
 
 def mis_instruction_ratio(

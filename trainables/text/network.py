@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from trainables.objectives.chunks import ROWS
 from trainables.text.encoding import Batch
 from trainables.text.models import ModelError
 
@@ -69,6 +71,12 @@ class Network:
     def project(self, features: Tensor) -> Tensor:
         """(n, D) to (n, C) logits."""
         return features if self._whole else self.model.get_output_embeddings()(features)
+
+    def logits(self, batch: Batch) -> Iterator[tuple[Tensor, Tensor]]:
+        """The logits of the counted tokens, (n, C) float32, and these, (n,), a few rows at a time."""
+        features = self.features(batch)
+        for rows, target in zip(features.split(ROWS), batch.target.split(ROWS), strict=True):
+            yield self.project(rows).float(), target
 
     @torch.no_grad()
     def _has_a_plain_head(self, batch: Batch) -> bool:

@@ -20,7 +20,7 @@ BASE = "base.sha256"
 def stamped(network: Network, base: str) -> dict[str, Tensor]:
     """What a network has learnt: all weights, or its adapters alone; with the hash of what it was made from."""
     found = network.trained() if network.adapted else network.model.state_dict()
-    return {BASE: torch.tensor(list(bytes.fromhex(base)), dtype=torch.uint8), **found}
+    return {**untouched(base), **found}
 
 
 def untouched(base: str) -> dict[str, Tensor]:
